@@ -1,0 +1,49 @@
+# Everything runs in .venv, which is made on first use and refreshed when pyproject.toml changes.
+#
+#   make demo    train a sparse autoencoder on photographs and draw what it learned
+#   make test    lint, type check, tests, doctests and examples: what CI runs
+#   make lint    the first two only
+#   make bench   the CS294A exercise against NumPy and SciPy, end to end
+#   make clean   remove what the other targets wrote, except .venv
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+DEMO_ARGS ?=
+BENCH_ARGS ?=
+PYTEST_ARGS ?=
+
+.PHONY: demo test lint bench clean
+
+demo: $(VENV)/.demo-installed
+	$(BIN)/python -m mlpkit demo $(DEMO_ARGS)
+
+test: lint
+	@# Compile the kernels into Numba's cache once, rather than in every process the tests start.
+	$(BIN)/python -m mlpkit warmup
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(VENV)/.dev-installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy mlpkit
+
+bench: $(VENV)/.demo-installed
+	$(BIN)/python benchmarks/cs294a_exercise.py $(BENCH_ARGS)
+
+clean:
+	rm -rf build dist mlpkit-demo benchmarks/results .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.demo-installed: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable ".[demo]"
+	touch $@
+
+# Dependency groups (PEP 735) need pip 25.1, which is newer than the pip of many a Python.
+$(VENV)/.dev-installed: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
+	$(BIN)/python -m pip install --quiet --editable ".[examples]" --group dev
+	touch $@ $(VENV)/.demo-installed

@@ -1,0 +1,54 @@
+"""mlpkit: multilayer perceptrons on a CPU, with exact objectives, checked gradients and reproducible bits.
+
+Examples
+--------
+>>> import mlpkit
+>>> net = mlpkit.MLP([mlpkit.Input(2), mlpkit.Dense(3, "tanh"), mlpkit.Dense(1, "sigmoid")], seed=0)
+>>> net.predict([[0.0, 1.0]]).shape
+(1, 1)
+"""
+
+from mlpkit import activations, datasets, errors, losses, plotting, preprocessing
+from mlpkit.autoencoder import maximal_inputs, sparse_autoencoder
+from mlpkit.errors import MissingExtraError, MlpkitError, ModelFormatError, TargetRangeWarning
+from mlpkit.gradient_check import check_gradient, numerical_gradient
+from mlpkit.kernels import vmath
+from mlpkit.kernels.jit import get_num_threads, set_num_threads
+from mlpkit.layers import Dense, Input
+from mlpkit.mlp import MLP
+from mlpkit.model_file import load
+from mlpkit.objective import Objective
+from mlpkit.optimizers import LBFGS, GradientDescent
+from mlpkit.penalties import KLSparsity
+from mlpkit.system import package_version, show_config
+
+__version__ = package_version("mlpkit")
+
+__all__ = [
+    "LBFGS",
+    "MLP",
+    "Dense",
+    "GradientDescent",
+    "Input",
+    "KLSparsity",
+    "MissingExtraError",
+    "MlpkitError",
+    "ModelFormatError",
+    "Objective",
+    "TargetRangeWarning",
+    "activations",
+    "check_gradient",
+    "datasets",
+    "errors",
+    "get_num_threads",
+    "load",
+    "losses",
+    "maximal_inputs",
+    "numerical_gradient",
+    "plotting",
+    "preprocessing",
+    "set_num_threads",
+    "show_config",
+    "sparse_autoencoder",
+    "vmath",
+]

@@ -1,0 +1,172 @@
+"""Validation of what users hand in: every error names the argument, what was expected and what was found."""
+
+from __future__ import annotations
+
+import math
+import numbers
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from mlpkit.errors import InvalidArgumentError
+
+__all__ = ["check_choice", "check_integer", "check_matrix", "check_number", "check_vector"]
+
+
+def check_number(
+    value: Any,
+    name: str,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    low_open: bool = False,
+    high_open: bool = False,
+) -> float:
+    """Return `value` as a finite float within the bounds, or say what is wrong with it.
+
+    Examples
+    --------
+    >>> check_number(1, "beta", low=0)
+    1.0
+    """
+    opening, closing = ("(" if low_open else "["), (")" if high_open else "]")
+    interval = f"{opening}{-math.inf if low is None else low:g}, {math.inf if high is None else high:g}{closing}"
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise InvalidArgumentError(
+            f"{name} must be a number in {interval}; found {value!r} of type {type(value).__name__}"
+        )
+    number = float(value)
+    too_low = low is not None and (number < low or (low_open and number == low))
+    too_high = high is not None and (number > high or (high_open and number == high))
+    if not math.isfinite(number) or too_low or too_high:
+        raise InvalidArgumentError(f"{name} must be a finite number in {interval}; found {number!r}")
+    return number
+
+
+def check_integer(value: Any, name: str, *, low: int | None = None, high: int | None = None) -> int:
+    """Return `value` as an int within the (closed) bounds, or say what is wrong with it.
+
+    Examples
+    --------
+    >>> check_integer(25, "units", low=1)
+    25
+    """
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise InvalidArgumentError(f"{name} must be an integer; found {value!r} of type {type(value).__name__}")
+    number = int(value)
+    if low is not None and number < low:
+        raise InvalidArgumentError(f"{name} must be an integer of at least {low}; found {number}")
+    if high is not None and number > high:
+        raise InvalidArgumentError(f"{name} must be an integer of at most {high}; found {number}")
+    return number
+
+
+def check_choice(value: Any, name: str, choices: tuple[str, ...]) -> str:
+    """Return `value` if it is one of `choices`, or list them in the error.
+
+    Examples
+    --------
+    >>> check_choice("float32", "dtype", ("float32", "float64"))
+    'float32'
+    """
+    if not isinstance(value, str) or value not in choices:
+        known = ", ".join(repr(choice) for choice in choices)
+        raise InvalidArgumentError(f"{name} must be one of {known}; found {value!r}")
+    return value
+
+
+def check_matrix(
+    values: Any, name: str, *, n_columns: int | None = None, dtype: DTypeLike = np.float64
+) -> NDArray[Any]:
+    """Return `values` as a finite, C-contiguous matrix of `dtype`, one example a row.
+
+    Lists, data frames, Fortran-ordered and read-only arrays are welcome. A one-dimensional array is a
+    column when one column is asked for, and an error otherwise: guessing between a row and a column
+    would hide mistakes. The array is copied only where its dtype or order asks for it.
+
+    Parameters
+    ----------
+    values : array-like, shape (m, n)
+        Real numbers or booleans.
+    name : str
+        The argument's name, for the errors.
+    n_columns : int, optional
+        The number of columns to insist on.
+    dtype : dtype
+        float32 or float64.
+
+    Raises
+    ------
+    InvalidArgumentError
+        For ragged, empty, complex or non-numeric data, a wrong number of columns or dimensions, and NaN or
+        infinity (before or after conversion to `dtype`), whose first row and column are named.
+
+    Examples
+    --------
+    >>> check_matrix([[1, 2], [3, 4]], "X", n_columns=2).dtype
+    dtype('float64')
+    """
+    array = _real_array(values, name)
+    if array.ndim == 1 and n_columns == 1:
+        array = array[:, np.newaxis]
+    if array.ndim != 2:
+        raise InvalidArgumentError(f"{name} must have two dimensions, examples in rows; found shape {array.shape}")
+    if n_columns is not None and array.shape[1] != n_columns:
+        raise InvalidArgumentError(
+            f"{name} must have {n_columns} columns; found {array.shape[1]} (shape {array.shape})"
+        )
+    if array.size == 0:
+        raise InvalidArgumentError(f"{name} must not be empty; found shape {array.shape}")
+    with np.errstate(over="ignore"):
+        matrix = np.ascontiguousarray(array, dtype=dtype)
+    _require_finite(matrix, name)
+    return matrix
+
+
+def check_vector(values: Any, name: str, *, length: int | None = None, dtype: DTypeLike = np.float64) -> NDArray[Any]:
+    """Return `values` as a finite, contiguous vector of `dtype`, of the given length if one is given.
+
+    Examples
+    --------
+    >>> check_vector([1, 2, 3], "sample_weight", length=3)
+    array([1., 2., 3.])
+    """
+    array = _real_array(values, name)
+    if array.ndim != 1 or (length is not None and array.shape[0] != length):
+        wanted = "one dimension" if length is None else f"shape ({length},)"
+        raise InvalidArgumentError(f"{name} must have {wanted}; found shape {array.shape}")
+    with np.errstate(over="ignore"):
+        vector = np.ascontiguousarray(array, dtype=dtype)
+    _require_finite(vector, name)
+    return vector
+
+
+def _real_array(values: Any, name: str) -> NDArray[Any]:
+    try:
+        array = np.asarray(values)
+        if array.dtype == object:
+            array = array.astype(np.float64)
+    except (TypeError, ValueError) as error:
+        raise InvalidArgumentError(
+            f"{name} must be an array of numbers; found {type(values).__name__}: {error}"
+        ) from error
+    if array.dtype.kind not in "biuf":
+        raise InvalidArgumentError(f"{name} must be an array of real numbers; found dtype {array.dtype}")
+    return array
+
+
+def _require_finite(array: NDArray[Any], name: str) -> None:
+    # A finite sum proves every element finite without a temporary of the array's size; only where the
+    # sum is not finite (which overflow alone can also cause) are the elements looked at one by one.
+    with np.errstate(over="ignore", invalid="ignore"):
+        if np.isfinite(array.sum(dtype=np.float64)):
+            return
+    bad = np.argwhere(~np.isfinite(array))
+    if bad.size:
+        index = tuple(int(i) for i in bad[0])
+        where = " column ".join(str(i) for i in index)
+        raise InvalidArgumentError(
+            f"{name} must be finite in {array.dtype}; found {array[index]} at row {where} "
+            f"({len(bad)} such value{'s' if len(bad) > 1 else ''})"
+        )

@@ -1,0 +1,239 @@
+"""The command ``mlpkit``: the demo, the configuration, and compiling ahead of time.
+
+``mlpkit demo`` does the whole job of section 4 of the notes: whitened patches of photographs, a
+sparse autoencoder, pictures of what its hidden units look for, a model file. Exit codes: 0 for
+success, 1 when something fails (one line on standard error says what), 2 for a command line that
+makes no sense, 130 after Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mlpkit import activations, datasets, model_file, plotting, preprocessing, show_config
+from mlpkit.autoencoder import sparse_autoencoder
+from mlpkit.errors import MissingExtraError, MlpkitError, import_extra
+from mlpkit.kernels.jit import set_num_threads
+from mlpkit.layers import Dense, Input
+from mlpkit.mlp import MLP
+from mlpkit.optimizers import LBFGS
+
+__all__ = ["main"]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code.
+
+    Parameters
+    ----------
+    arguments : sequence of str, optional
+        The words after ``mlpkit``; those of the process if None.
+
+    Returns
+    -------
+    int
+        0 for success, 1 for failure, 130 after Ctrl-C.
+
+    Raises
+    ------
+    SystemExit
+        With code 2 for a wrong command line, 0 after ``--help`` and ``--version``.
+
+    Examples
+    --------
+    >>> main(["demo", "--images", "absent.png", "--no-progress"])
+    1
+    """
+    options = _parser().parse_args(arguments)
+    try:
+        return options.run(options)
+    except (MlpkitError, OSError) as error:
+        message = " ".join(str(error).split())
+        print(f"mlpkit: error: {message}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("mlpkit: interrupted", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="mlpkit", description="Exact multilayer perceptrons on multi-core CPUs.")
+    version = importlib.metadata.version("mlpkit")
+    parser.add_argument("--version", action="version", version=f"mlpkit {version}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    _add_demo(commands)
+    config = commands.add_parser(
+        "config",
+        help="show versions, threads, vector width and cache folder",
+        description="Show versions, threads, vector width and the folder of compiled kernels.",
+    )
+    config.set_defaults(run=_config)
+    warmup = commands.add_parser(
+        "warmup",
+        help="compile the kernels now, so that later runs start at once",
+        description="Compile the kernels for every built-in activation and loss, in float64 and "
+        "float32, into Numba's cache on disk, so that later runs start at once.",
+    )
+    warmup.set_defaults(run=_warmup)
+    return parser
+
+
+def _add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    demo = commands.add_parser(
+        "demo",
+        help="train a sparse autoencoder on photographs and draw what it learned",
+        description="Train a sparse autoencoder on whitened patches of photographs, as in "
+        "section 4 of the CS294A notes, and write features.png (the input that each hidden unit "
+        "responds to most), training.png and model.h5.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    demo.set_defaults(run=_demo)
+    add = demo.add_argument
+    add("--patch", type=_count, default=10, metavar="N", help="side of a patch, in pixels")
+    add("--hidden", type=_count, default=100, metavar="N", help="number of hidden units")
+    add("--rho", type=float, default=0.03, help="mean activation asked of each hidden unit")
+    add("--beta", type=float, default=3.0, help="weight of the sparsity penalty")
+    add("--weight-decay", type=float, default=2e-4, metavar="LAMBDA", help="weight decay lambda")
+    add("--iterations", type=_count, default=400, metavar="N", help="L-BFGS iterations")
+    add("--patches", type=_count, default=10_000, metavar="N", help="number of patches")
+    add(
+        "--images",
+        nargs="+",
+        type=Path,
+        metavar="FILE",
+        help="images to cut patches from: .png, .jpg, .npy, .mat or .h5 "
+        "(default: photographs that come with scikit-image)",
+        default=argparse.SUPPRESS,
+    )
+    add("--seed", type=int, default=0, help="seed of the patches and of the starting weights")
+    add(
+        "--threads",
+        type=_count,
+        metavar="N",
+        help="threads to compute with (default: all)",
+        default=argparse.SUPPRESS,
+    )
+    add("--out", type=Path, default=Path("mlpkit-demo"), metavar="DIR", help="folder to write to")
+    add(
+        "--no-progress",
+        action="store_true",
+        help="show no progress line",
+        default=argparse.SUPPRESS,
+    )
+
+
+def _count(text: str) -> int:
+    """Read a positive integer; argparse turns the ValueError into its usage error."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1; found {number}")
+    return number
+
+
+def _config(options: argparse.Namespace) -> int:
+    show_config()
+    return 0
+
+
+def _warmup(options: argparse.Namespace) -> int:
+    start = time.perf_counter()
+    for dtype in ("float64", "float32"):
+        for name in activations.names():
+            _exercise(name, "squared_error", dtype)
+        _exercise("softmax", "cross_entropy", dtype)
+    print(f"kernels ready after {time.perf_counter() - start:.1f} s")
+    return 0
+
+
+def _exercise(activation: str, loss: str, dtype: str) -> None:
+    """Make a tiny network do everything once, which compiles what it uses."""
+    net = MLP([Input(2), Dense(3, activation), Dense(2, activation)], loss=loss, dtype=dtype, seed=0)
+    X = np.array([[0.2, 0.8], [0.6, 0.4]])
+    for keep in (True, False):
+        net.fit(X, X[::-1], optimizer=LBFGS(max_iter=1), keep_activations=keep)
+    net.predict(X[:1])
+    net.predict(X)
+
+
+def _demo(options: argparse.Namespace) -> int:
+    # Everything that can be wrong with the request should show before the long part.
+    import_extra("matplotlib", extra="demo")
+    progress = not hasattr(options, "no_progress") and _has_progress()
+    if hasattr(options, "threads"):
+        set_num_threads(options.threads)
+    net = sparse_autoencoder(
+        n_inputs=options.patch**2,
+        n_hidden=options.hidden,
+        rho=options.rho,
+        beta=options.beta,
+        weight_decay=options.weight_decay,
+        seed=options.seed,
+    )
+    X = _patches(options)
+    options.out.mkdir(parents=True, exist_ok=True)
+    sizes = "-".join(str(size) for size in net.sizes)
+    print(
+        f"sparse autoencoder {sizes} on {len(X)} whitened {options.patch}x{options.patch} patches: "
+        f"rho {options.rho:g}, beta {options.beta:g}, lambda {options.weight_decay:g}"
+    )
+    _prepare_kernels(options)
+    result = net.fit(X, X, optimizer=LBFGS(options.iterations, ftol=0, gtol=0), progress=progress)
+
+    terms = result.terms
+    rho_hat = net.activations(X)[0].mean(axis=0)
+    print(
+        f"J = {result.cost:.6f} = data {terms['data']:.6f} + weight decay "
+        f"{terms['weight_decay']:.6f} + sparsity {terms['sparsity']:.6f}\n"
+        f"rho_hat: mean {rho_hat.mean():.4f}, standard deviation {rho_hat.std():.4f}, "
+        f"from {rho_hat.min():.4f} to {rho_hat.max():.4f}\n"
+        f"{result.n_iterations} iterations, {result.n_evaluations} evaluations, "
+        f"{result.seconds:.1f} s ({result.reason})"
+    )
+    features, training, model = (options.out / name for name in ("features.png", "training.png", "model.h5"))
+    plotting.features(net, path=features)
+    plotting.training(result.history, path=training)
+    net.save(model)
+    for path in (features, training, model):
+        print(f"wrote {path}")
+    if not np.array_equal(model_file.load(model).predict(X), net.predict(X)):
+        print(f"mlpkit: error: {model} predicts otherwise than it was saved", file=sys.stderr)
+        return 1
+    print(f"reloaded {model.name}: equal predictions for all {len(X)} patches")
+    return 0
+
+
+def _has_progress() -> bool:
+    """Tell whether rich is there; the demo does without it rather than not at all."""
+    try:
+        import_extra("rich", extra="progress")
+    except MissingExtraError as error:
+        print(f"no progress line: {error}", file=sys.stderr)
+        return False
+    return True
+
+
+def _patches(options: argparse.Namespace) -> NDArray[np.float64]:
+    """Return the training examples, made as the CS294A exercise makes them."""
+    if hasattr(options, "images"):
+        images = datasets.load_images(options.images)
+    else:
+        images = datasets.natural_images()
+    whitened = preprocessing.whiten_images(images)
+    patches = preprocessing.sample_patches(whitened, options.patches, size=options.patch, seed=options.seed)
+    return preprocessing.squash(preprocessing.remove_dc(patches))
+
+
+def _prepare_kernels(options: argparse.Namespace) -> None:
+    """Compile (or load from the cache) what training needs, so that its seconds are its own."""
+    print("kernels: the first run compiles them, later ones find them in the cache ...", flush=True)
+    start = time.perf_counter()
+    _exercise("sigmoid", "squared_error", "float64")
+    print(f"kernels ready after {time.perf_counter() - start:.1f} s")

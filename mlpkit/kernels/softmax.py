@@ -1,0 +1,84 @@
+"""Softmax, whose outputs depend on every unit of a column, and its stable pairing with cross-entropy.
+
+These are bodies of tile functions (see plugins.py): they take arrays of shape (panels, rows, LANES). The lane loops
+run along contiguous memory; each lane is one example and never sees another.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from mlpkit.kernels import vmath
+
+__all__ = ["cross_entropy_output", "softmax_forward", "softmax_pullback"]
+
+
+def softmax_forward(z, a):
+    """a_j = exp(z_j - max z) / sum_k exp(z_k - max z); the shift keeps every exponential at most 1."""
+    panels, rows, lanes = z.shape
+    top = np.empty(lanes, z.dtype)
+    total = np.empty(lanes, z.dtype)
+    for p in range(panels):
+        for t in range(lanes):
+            top[t] = z[p, 0, t]
+            total[t] = 0
+        for j in range(1, rows):
+            for t in range(lanes):
+                top[t] = max(top[t], z[p, j, t])
+        for j in range(rows):
+            for t in range(lanes):
+                e = vmath.exp(z[p, j, t] - top[t])
+                a[p, j, t] = e
+                total[t] += e
+        for j in range(rows):
+            for t in range(lanes):
+                a[p, j, t] /= total[t]
+
+
+def softmax_pullback(z, a, g):
+    """G <- J^T g with J = diag(a) - a a^T: g_j <- a_j (g_j - sum_k a_k g_k)."""
+    panels, rows, lanes = g.shape
+    dot = np.empty(lanes, g.dtype)
+    for p in range(panels):
+        for t in range(lanes):
+            dot[t] = 0
+        for j in range(rows):
+            for t in range(lanes):
+                dot[t] += a[p, j, t] * g[p, j, t]
+        for j in range(rows):
+            for t in range(lanes):
+                g[p, j, t] = a[p, j, t] * (g[p, j, t] - dot[t])
+
+
+def cross_entropy_output(z, a, y, delta):
+    """Loss -sum_j y_j log a_j and its derivative in z, from the logits.
+
+    With log sum_k exp(z_k) = max z - log(max a), and max a at least 1 / rows, no logarithm of a vanishing number is
+    taken: the loss stays right where a_j underflows. On entry delta holds each element's weight.
+    """
+    panels, rows, lanes = z.shape
+    top = np.empty(lanes, z.dtype)
+    largest = np.empty(lanes, z.dtype)
+    mass = np.empty(lanes, z.dtype)
+    loss = 0.0
+    for p in range(panels):
+        for t in range(lanes):
+            top[t] = z[p, 0, t]
+            largest[t] = a[p, 0, t]
+            mass[t] = y[p, 0, t]
+        for j in range(1, rows):
+            for t in range(lanes):
+                top[t] = max(top[t], z[p, j, t])
+                largest[t] = max(largest[t], a[p, j, t])
+                mass[t] += y[p, j, t]
+        for t in range(lanes):
+            top[t] -= math.log(largest[t])
+        for j in range(rows):
+            for t in range(lanes):
+                w = delta[p, j, t]
+                if w != 0:
+                    loss += np.float64(w * (y[p, j, t] * (top[t] - z[p, j, t])))
+                    delta[p, j, t] = w * (mass[t] * a[p, j, t] - y[p, j, t])
+    return loss

@@ -1,0 +1,139 @@
+"""Rows of examples to lane-major panels and back, and how a data set is cut into tiles and slabs.
+
+- A *panel* is LANES examples of one layer, feature-major (see simd.py).
+- A *tile* is a run of panels that one thread takes through the network while they stay in cache.
+- A *slab* is a run of tiles whose gradients are added up in order into one partial sum.
+
+The cut depends on the data's size, the network and the machine's vector width and caches, never on the number of
+threads.
+Padding lanes of the last panel repeat the last example, with weight 0: they compute what a real example computes, so
+they bring in no infinity or NaN that the data does not have.
+"""
+
+from __future__ import annotations
+
+import os
+from functools import cache
+from typing import Any, NamedTuple
+
+import numpy as np
+from numba import prange
+from numpy.typing import NDArray
+
+from mlpkit.kernels import simd
+from mlpkit.kernels.jit import get_num_threads, kernel, launch
+from mlpkit.kernels.simd import at, shift
+
+__all__ = ["Cut", "aligned_empty", "cut", "pack", "pack_panels", "unpack_panels"]
+
+_SLAB_BYTES = 32 << 20  # all partial gradients together
+_MOST_SLABS = 32
+
+
+@kernel
+def pack_panels(rows, first, stop, n_columns, panels, n_panels, n_lanes):
+    """Copy rows[first:stop] into panels; lanes beyond `stop` repeat its last row.
+
+    rows: pointer to row-major rows; panels: (n_panels, n_columns, LANES).
+    """
+    for p in range(n_panels):
+        for k0 in range(0, n_columns, 8):  # a few features at a time, so that the lines written stay in cache
+            k1 = min(k0 + 8, n_columns)
+            for t in range(n_lanes):
+                row = min(first + p * n_lanes + t, stop - 1)
+                source = shift(rows, row * n_columns)
+                target = shift(panels, p * n_columns * n_lanes + t)
+                for k in range(k0, k1):
+                    target[k * n_lanes] = source[k]
+
+
+@kernel
+def unpack_panels(panels, n_panels, n_columns, rows, first, stop, n_lanes):
+    """Copy panels (n_panels, n_columns, LANES) into row-major rows[first:stop]."""
+    for p in range(n_panels):
+        for k0 in range(0, n_columns, 8):
+            k1 = min(k0 + 8, n_columns)
+            for t in range(n_lanes):
+                row = first + p * n_lanes + t
+                if row < stop:
+                    target = shift(rows, row * n_columns)
+                    source = shift(panels, p * n_columns * n_lanes + t)
+                    for k in range(k0, k1):
+                        target[k] = source[k * n_lanes]
+
+
+def _pack_all(rows, panels, n_panels, n_lanes, n_workers):
+    n_rows, n_columns = rows.shape
+    for w in prange(n_workers):
+        begin, end = w * n_panels // n_workers, (w + 1) * n_panels // n_workers
+        target = at(panels, begin * n_columns * n_lanes)
+        pack_panels(at(rows, 0), begin * n_lanes, n_rows, n_columns, target, end - begin, n_lanes)
+
+
+_pack_sweep = (kernel(_pack_all, parallel=True, cached=True), kernel(_pack_all, cached=True))
+
+
+def pack(rows: NDArray[Any]) -> NDArray[Any]:
+    """Return a row-major matrix as one flat array of panels, padded to whole panels with its last row."""
+    m, n = rows.shape
+    n_lanes = simd.lanes(rows.dtype)
+    n_panels = -(-m // n_lanes)
+    panels = aligned_empty(n_panels * n * n_lanes, rows.dtype)
+    workers = min(get_num_threads(), n_panels)
+    launch(_pack_sweep, rows, panels, n_panels, n_lanes, workers=workers)
+    return panels
+
+
+def aligned_empty(size: int, dtype: Any) -> NDArray[Any]:
+    """Return an uninitialised vector that starts on a 64-byte boundary, where no vector load crosses a cache line."""
+    dtype = np.dtype(dtype)
+    raw = np.empty(size * dtype.itemsize + 64, np.uint8)
+    start = -raw.ctypes.data % 64
+    return raw[start : start + size * dtype.itemsize].view(dtype)
+
+
+class Cut(NamedTuple):
+    """How a number of examples is cut up."""
+
+    n_panels: int
+    tile_panels: int
+    n_tiles: int
+    slab_tiles: int
+    n_slabs: int
+
+
+def cut(n_examples: int, dtype: Any, live_rows: int, n_parameters: int) -> Cut:
+    """Choose tiles that stay in the second-level cache and slabs that keep many threads busy.
+
+    Parameters
+    ----------
+    n_examples : int
+        Rows of data.
+    dtype : dtype
+        float32 or float64.
+    live_rows : int
+        Numbers an example that a tile touches: inputs, targets, activations, deltas.
+    n_parameters : int
+        Length of theta, of which each slab keeps a copy for its gradient.
+    """
+    itemsize = np.dtype(dtype).itemsize
+    n_lanes = simd.lanes(dtype)
+    n_panels = -(-n_examples // n_lanes)
+    # Short tiles pay for the sums at the end of each dot product, long ones fall out of the cache.
+    fitting = _second_level_cache() // (live_rows * n_lanes * itemsize)
+    shortest, longest = -(-128 // n_lanes), -(-512 // n_lanes)
+    tile_panels = max(shortest, min(longest, fitting))
+    n_tiles = -(-n_panels // tile_panels)
+    n_slabs = max(8, min(_MOST_SLABS, _SLAB_BYTES // (n_parameters * itemsize)))
+    slab_tiles = -(-n_tiles // n_slabs)
+    return Cut(n_panels, tile_panels, n_tiles, slab_tiles, -(-n_tiles // slab_tiles))
+
+
+@cache
+def _second_level_cache() -> int:
+    """Return the bytes of one core's second-level cache, 1 MiB where the system does not say."""
+    try:
+        size = os.sysconf("SC_LEVEL2_CACHE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        size = 0
+    return size if size > 0 else 1 << 20

@@ -1,0 +1,444 @@
+"""The multilayer perceptron: a list of layers and one vector of parameters theta."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from mlpkit import losses
+from mlpkit.checks import check_choice, check_integer, check_matrix, check_number, check_vector
+from mlpkit.errors import InvalidArgumentError
+from mlpkit.kernels import sweeps
+from mlpkit.kernels.jit import get_num_threads, launch
+from mlpkit.kernels.tiles import aligned_empty
+from mlpkit.layers import Dense, Input, draw_parameters, parameter_blocks
+from mlpkit.losses import Loss
+from mlpkit.penalties import KLSparsity
+from mlpkit.plan import Plan
+
+if TYPE_CHECKING:
+    from mlpkit.training import FitResult
+
+__all__ = ["MLP"]
+
+
+class MLP:
+    """A feedforward network of dense layers, equations (6) and (7) of the notes.
+
+    Parameters
+    ----------
+    layers : sequence
+        `Input` first, then one or more `Dense`.
+    loss : str or Loss
+        ``"squared_error"`` (1/2 ||h - y||^2), ``"cross_entropy"`` (on a softmax output), or an object.
+    weight_decay : float
+        lambda of equation (8), for layers that do not set their own; biases are not decayed.
+    dtype : {"float64", "float32"}
+        Precision of parameters and computation.
+    seed : int, Generator or None
+        Where the starting parameters come from; None draws them from the system's entropy.
+
+    Raises
+    ------
+    InvalidArgumentError
+        Naming the argument, what was expected and what was found.
+
+    Examples
+    --------
+    >>> net = MLP([Input(3), Dense(3, "sigmoid"), Dense(1, "sigmoid")], seed=0)
+    >>> net.sizes, net.n_parameters
+    ((3, 3, 1), 16)
+    >>> net.predict([[0.1, 0.2, 0.3]]).shape
+    (1, 1)
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[Input | Dense],
+        loss: str | Loss = "squared_error",
+        weight_decay: float = 0.0,
+        dtype: Any = "float64",
+        seed: int | np.random.Generator | None = None,
+    ) -> None:
+        self._layers = _check_layers(layers)
+        self._loss = losses.get(loss)
+        self._loss.check_activation(self._layers[-1].activation)  # type: ignore[union-attr]
+        self._weight_decay = check_number(weight_decay, "weight_decay", low=0)
+        self._dtype = _check_dtype(dtype)
+        if isinstance(seed, np.random.Generator):
+            generator, self._seed = seed, None
+        else:
+            self._seed = None if seed is None else check_integer(seed, "seed", low=0)
+            generator = np.random.default_rng(self._seed)
+        self._theta = draw_parameters(self._layers, generator).astype(self._dtype)
+        self._plans: dict[int, tuple[Any, ...]] = {}
+
+    @property
+    def layers(self) -> tuple[Input | Dense, ...]:
+        """The layers, input first."""
+        return self._layers
+
+    @property
+    def loss(self) -> Loss:
+        """The loss that training minimises."""
+        return self._loss
+
+    @property
+    def weight_decay(self) -> float:
+        """Lambda of the layers that do not set their own."""
+        return self._weight_decay
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The precision of the parameters."""
+        return self._dtype
+
+    @property
+    def seed(self) -> int | None:
+        """The seed of the starting parameters, if it was a number."""
+        return self._seed
+
+    @property
+    def n_layers(self) -> int:
+        """n_l of the notes: the number of layers, the input layer counted."""
+        return len(self._layers)
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """s_1 to s_{n_l}: the units of each layer."""
+        return tuple(layer.units for layer in self._layers)
+
+    @property
+    def n_parameters(self) -> int:
+        """The length of theta."""
+        return self._theta.size
+
+    @property
+    def theta(self) -> NDArray[Any]:
+        """All parameters as one live vector: W^(1) row-major, b^(1), W^(2), b^(2), ...; assigning copies in."""
+        return self._theta
+
+    @theta.setter
+    def theta(self, values: ArrayLike) -> None:
+        self._theta[:] = self.check_theta(values)
+
+    def check_theta(self, values: ArrayLike) -> NDArray[Any]:
+        """Return a parameter vector in the network's dtype, or say what is wrong with it."""
+        return check_vector(values, "theta", length=self.n_parameters, dtype=self._dtype)
+
+    @property
+    def weights(self) -> list[NDArray[Any]]:
+        """W^(1), W^(2), ... as live views of theta, W^(l) of shape (s_{l+1}, s_l)."""
+        return [
+            self._theta[block.W : block.b].reshape(block.n_out, block.n_in) for block in parameter_blocks(self._layers)
+        ]
+
+    @property
+    def biases(self) -> list[NDArray[Any]]:
+        """b^(1), b^(2), ... as live views of theta; empty for a layer without biases."""
+        return [self._theta[block.b : block.end] for block in parameter_blocks(self._layers)]
+
+    @property
+    def decays(self) -> list[float]:
+        """Lambda of each dense layer."""
+        return [
+            self._weight_decay if layer.weight_decay is None else layer.weight_decay
+            for layer in self._layers
+            if isinstance(layer, Dense)
+        ]
+
+    def predict(self, X: ArrayLike, out: NDArray[Any] | None = None) -> NDArray[Any]:
+        """Return the output h(x) for each row of X.
+
+        Parameters
+        ----------
+        X : array-like, shape (m, s_1)
+            Examples in rows.
+        out : ndarray, shape (m, s_{n_l}), optional
+            Where to write; contiguous and of the network's dtype.
+
+        Returns
+        -------
+        ndarray, shape (m, s_{n_l})
+            A row depends on its own input only, to the bit.
+
+        Examples
+        --------
+        >>> net = MLP([Input(2), Dense(1, "sigmoid", init=0.0)])
+        >>> net.predict([[1.0, 2.0]])
+        array([[0.5]])
+        """
+        rows = check_matrix(X, "X", n_columns=self.sizes[0], dtype=self._dtype)
+        shape = (rows.shape[0], self.sizes[-1])
+        if out is None:
+            out = np.empty(shape, self._dtype)
+        elif not (isinstance(out, np.ndarray) and out.shape == shape and out.dtype == self._dtype and out.flags.carray):
+            raise InvalidArgumentError(
+                f"out must be a writable C-contiguous array of shape {shape} and dtype {self._dtype}; found "
+                f"{f'shape {out.shape}, dtype {out.dtype}' if isinstance(out, np.ndarray) else type(out).__name__}"
+            )
+        self._run(rows, [None] * (self.n_layers - 2) + [out])
+        return out
+
+    def activations(self, X: ArrayLike) -> list[NDArray[Any]]:
+        """Return a^(2), ..., a^(n_l), each of shape (m, s_l).
+
+        Examples
+        --------
+        >>> net = MLP([Input(2), Dense(3, "tanh"), Dense(1, "sigmoid")], seed=0)
+        >>> [a.shape for a in net.activations([[1.0, 2.0]])]
+        [(1, 3), (1, 1)]
+        """
+        rows = check_matrix(X, "X", n_columns=self.sizes[0], dtype=self._dtype)
+        outputs = [np.empty((rows.shape[0], units), self._dtype) for units in self.sizes[1:]]
+        self._run(rows, outputs)
+        return outputs
+
+    def predict_labels(self, X: ArrayLike) -> NDArray[np.int64]:
+        """Return class labels: the largest softmax output, or for each sigmoid (tanh) output 0 or 1 (-1 or +1).
+
+        Returns
+        -------
+        ndarray of int64
+            Shape (m,) for softmax and for a single output, otherwise (m, s_{n_l}).
+
+        Raises
+        ------
+        InvalidArgumentError
+            If the output activation is neither softmax nor bounded: its outputs name no classes.
+
+        Examples
+        --------
+        >>> net = MLP([Input(2), Dense(1, "sigmoid", init=1.0)])
+        >>> net.predict_labels([[1.0, 2.0], [-1.0, -2.0]])
+        array([1, 0])
+        """
+        activation = self._layers[-1].activation  # type: ignore[union-attr]
+        low, high = activation.range
+        if not np.all(np.isfinite(activation.range)):
+            raise InvalidArgumentError(
+                "predict_labels needs an output layer of bounded activation (softmax, sigmoid, tanh); found "
+                f"{activation.name!r}"
+            )
+        outputs = self.predict(X)
+        if activation.coupled:
+            return outputs.argmax(axis=1)
+        labels = np.where(outputs >= 0.5 * (low + high), int(high), int(low)).astype(np.int64)
+        return labels[:, 0] if labels.shape[1] == 1 else labels
+
+    def evaluate(self, X: ArrayLike, Y: ArrayLike, sample_weight: ArrayLike | None = None) -> dict[str, float]:
+        """Return the terms of J on data: ``data``, ``weight_decay`` and ``sparsity``, which sum to J.
+
+        Examples
+        --------
+        >>> net = MLP([Input(1), Dense(1, "identity", init=1.0)])
+        >>> net.evaluate([[1.0]], [[3.0]])["data"]
+        2.0
+        """
+        from mlpkit.objective import Objective
+
+        return Objective(self, X, Y, sample_weight, keep_activations=False).terms(self._theta)
+
+    def fit(
+        self,
+        X: ArrayLike,
+        Y: ArrayLike,
+        optimizer: Any = None,
+        *,
+        sample_weight: ArrayLike | None = None,
+        keep_activations: bool | None = None,
+        progress: bool = False,
+    ) -> FitResult:
+        """Minimise J over theta, starting at the present parameters.
+
+        Parameters
+        ----------
+        X : array-like, shape (m, s_1)
+            Examples in rows.
+        Y : array-like
+            Targets, shape (m, s_{n_l}); class labels (m,) for cross-entropy; X itself for an autoencoder.
+        optimizer : optimizer, optional
+            `LBFGS()` by default.
+        sample_weight : array-like, shape (m,), optional
+            A weight for each example.
+        keep_activations : bool, optional
+            See `Objective`.
+        progress : bool
+            Show a progress line (extra ``progress``).
+
+        Returns
+        -------
+        FitResult
+            cost, n_iterations, n_evaluations, history and the reason for stopping.
+
+        Examples
+        --------
+        >>> net = MLP([Input(1), Dense(1, "identity")], seed=0)
+        >>> result = net.fit([[0.0], [1.0], [2.0]], [1.0, 3.0, 5.0])
+        >>> net.weights[0].round(3), net.biases[0].round(3)
+        (array([[2.]]), array([1.]))
+        """
+        from mlpkit import training
+
+        return training.fit(
+            self,
+            X,
+            Y,
+            optimizer=optimizer,
+            sample_weight=sample_weight,
+            keep_activations=keep_activations,
+            progress=progress,
+        )
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the model to an HDF5 file, atomically; see `mlpkit.model_file`."""
+        from mlpkit import model_file
+
+        model_file.save(self, path)
+
+    def config(self) -> dict[str, Any]:
+        """Return everything but the parameters, as plain values that JSON can hold.
+
+        Examples
+        --------
+        >>> MLP([Input(2), Dense(1, "tanh")], seed=3).config()["layers"][0]
+        {'type': 'Input', 'units': 2}
+        """
+        return {
+            "layers": [_layer_config(layer) for layer in self._layers],
+            "loss": self._loss.name,
+            "weight_decay": self._weight_decay,
+            "dtype": self._dtype.name,
+            "seed": self._seed,
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> MLP:
+        """Return the network that `config` describes, with all parameters 0.
+
+        Examples
+        --------
+        >>> MLP.from_config(MLP([Input(2), Dense(1, "tanh")]).config())
+        MLP([Input(2), Dense(1, 'tanh')], loss='squared_error')
+        """
+        net = cls(
+            [_layer_from_config(entry) for entry in config["layers"]],
+            loss=config["loss"],
+            weight_decay=config["weight_decay"],
+            dtype=config["dtype"],
+            seed=config["seed"],
+        )
+        net.theta[:] = 0
+        return net
+
+    def _run(self, rows: NDArray[Any], outputs: Sequence[NDArray[Any] | None]) -> None:
+        """Run the forward sweep over rows, writing the activations of layers that have an output array."""
+        plan, table, constants = self._plan(rows.shape[0])
+        workers = min(get_num_threads(), plan.cut.n_tiles)
+        places = np.full(len(outputs), -1, np.int64)
+        target: NDArray[Any]
+        wanted = [(i, out) for i, out in enumerate(outputs) if out is not None]
+        if len(wanted) == 1:
+            places[wanted[0][0]] = 0
+            target = wanted[0][1].reshape(-1)
+        else:
+            places[:] = np.cumsum([0] + [out.size for _, out in wanted[:-1]])
+            target = np.empty(sum(out.size for _, out in wanted), self._dtype)
+        size = plan.work_size + plan.cut.tile_panels * plan.lanes * self.sizes[0]
+        work = aligned_empty(workers * size, self._dtype).reshape(workers, size)
+        network = (table, 0, self._theta, constants)
+        launch(
+            sweeps.predict_sweep, network, plan.tiling, rows, target, places, work, np.zeros(1, np.int64),
+            workers=workers, serial=workers == 1,
+        )  # fmt: skip
+        if len(wanted) > 1:
+            for i, out in wanted:
+                out.reshape(-1)[:] = target[places[i] : places[i] + out.size]
+
+    def _plan(self, n_examples: int) -> tuple[Plan, NDArray[np.int64], NDArray[Any]]:
+        """Return the plan for predicting, made once for each number of rows (the last few are remembered)."""
+        found = self._plans.get(n_examples)
+        if found is None:
+            plan = Plan(self._layers, self._dtype, n_examples)
+            found = (plan, plan.rows(), plan.constants())
+            if len(self._plans) >= 8:
+                self._plans.clear()
+            self._plans[n_examples] = found
+        return found
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = self.__dict__.copy()
+        state["_plans"] = {}  # they hold addresses of this process
+        return state
+
+    def __copy__(self) -> MLP:
+        return copy.deepcopy(self)  # two networks never share one theta
+
+    def __repr__(self) -> str:
+        layers = (f"Input({layer.units})" if isinstance(layer, Input) else repr(layer) for layer in self._layers)
+        parts = [f"[{', '.join(layers)}]", f"loss={self._loss.name!r}"]
+        if self._weight_decay:
+            parts.append(f"weight_decay={self._weight_decay:g}")
+        if self._dtype != np.float64:
+            parts.append(f"dtype={self._dtype.name!r}")
+        if self._seed is not None:
+            parts.append(f"seed={self._seed}")
+        return f"MLP({', '.join(parts)})"
+
+
+def _check_layers(layers: Any) -> tuple[Input | Dense, ...]:
+    if not isinstance(layers, Sequence) or isinstance(layers, str):
+        raise InvalidArgumentError(f"layers must be a list of layers; found {type(layers).__name__}")
+    if len(layers) < 2:
+        raise InvalidArgumentError(f"layers must hold an Input and at least one Dense; found {len(layers)} layer(s)")
+    for i, layer in enumerate(layers):
+        expected = Input if i == 0 else Dense
+        if not isinstance(layer, expected):
+            raise InvalidArgumentError(f"layers[{i}] must be {expected.__name__}; found {layer!r}")
+    return tuple(layers)
+
+
+def _check_dtype(dtype: Any) -> np.dtype[Any]:
+    try:
+        name = np.dtype(dtype).name
+    except TypeError:
+        name = dtype
+    return np.dtype(check_choice(name, "dtype", ("float64", "float32")))
+
+
+def _layer_config(layer: Input | Dense) -> dict[str, Any]:
+    if isinstance(layer, Input):
+        return {"type": "Input", "units": layer.units}
+    sparsity = layer.sparsity
+    return {
+        "type": "Dense",
+        "units": layer.units,
+        "activation": layer.activation.name,
+        "sparsity": None if sparsity is None else {"type": "KLSparsity", "rho": sparsity.rho, "beta": sparsity.beta},
+        "weight_decay": layer.weight_decay,
+        "init": layer.init,
+        "bias": layer.bias,
+    }
+
+
+def _layer_from_config(entry: dict[str, Any]) -> Input | Dense:
+    kind = check_choice(entry["type"], "type", ("Input", "Dense"))
+    if kind == "Input":
+        return Input(entry["units"])
+    sparsity = entry["sparsity"]
+    if sparsity is not None:
+        check_choice(sparsity["type"], "sparsity type", ("KLSparsity",))
+        sparsity = KLSparsity(sparsity["rho"], sparsity["beta"])
+    return Dense(
+        entry["units"],
+        entry["activation"],
+        sparsity=sparsity,
+        weight_decay=entry["weight_decay"],
+        init=entry["init"],
+        bias=entry["bias"],
+    )

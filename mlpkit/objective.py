@@ -1,0 +1,379 @@
+"""The objective J(theta) of the notes, its terms and its exact gradient, over data held in memory.
+
+    J(theta) = sum_i w_i loss(h(x_i), y_i) / sum_i w_i  +  sum_l lambda_l / 2 sum (W^(l))^2
+             + sum over sparse layers  beta sum_j KL(rho || rho_hat_j)
+
+rho_hat is a mean over *all* examples, so where a layer is sparse one sweep forward over everything comes before the
+sweep that goes backward (section 3 of the notes). Between the two, the hidden activations are kept, or computed again
+where they would take too much memory; both ways give the same bits. Division by the sum of weights happens here, once.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import warnings
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from mlpkit.checks import check_matrix, check_vector
+from mlpkit.errors import InvalidArgumentError, TargetRangeWarning
+from mlpkit.kernels import sweeps
+from mlpkit.kernels.jit import get_num_threads, hold_blas_while_alive, launch
+from mlpkit.kernels.tiles import aligned_empty, pack
+from mlpkit.mlp import MLP
+from mlpkit.plan import Plan
+
+__all__ = ["Evaluation", "Objective"]
+
+
+class Evaluation:
+    """J and its gradient as one callable: ``J, gradient = objective.value_and_gradient(theta)``.
+
+    Between evaluations SciPy's optimisers call BLAS, whose idle threads would then spin on the cores that the next
+    evaluation needs, and make it many times slower. So from its second call on, this callable holds BLAS to one thread
+    for as long as it is alive. Handed to an optimiser, it lives until that returns; called once, it holds nothing.
+
+    Examples
+    --------
+    >>> from mlpkit import Dense, Input
+    >>> net = MLP([Input(1), Dense(1, "identity", init=0.0)])
+    >>> from scipy.optimize import minimize
+    >>> minimize(Objective(net, [[0.0], [1.0]], [1.0, 3.0]).value_and_gradient, net.theta, jac=True).x.round(3)
+    array([2., 1.])
+    """
+
+    def __init__(self, objective: Objective) -> None:
+        self._objective = objective
+        self._n_calls = 0
+
+    def __call__(self, theta: ArrayLike, out: NDArray[Any] | None = None) -> tuple[float, NDArray[Any]]:
+        """Return J(theta) and its gradient, from the same sweeps over the data.
+
+        Parameters
+        ----------
+        theta : array-like, shape (n_parameters,)
+            Where to evaluate. Values that are not finite are allowed, since a line search may try them; the result
+            then is not finite either.
+        out : ndarray, optional
+            Where to write the gradient; fresh if not given, as SciPy keeps what it gets.
+
+        Returns
+        -------
+        J : float
+        gradient : ndarray, shape (n_parameters,), the network's dtype
+
+        Raises
+        ------
+        InvalidArgumentError
+            If theta or out has the wrong shape or dtype.
+        """
+        self._n_calls += 1
+        if self._n_calls == 2:
+            hold_blas_while_alive(self)
+        return self._objective._value_and_gradient(theta, out)
+
+
+class Objective:
+    """A network and a data set as a function of theta: J, its gradient and its terms.
+
+    The data are checked and packed once. The network is read when the objective is made and never changed by it.
+
+    Parameters
+    ----------
+    net : MLP
+        Layers, loss and weight decay.
+    X : array-like, shape (m, s_1)
+        Examples in rows.
+    Y : array-like
+        Targets, shape (m, s_{n_l}), or (m,) for one output; for cross-entropy integer class labels (m,) or rows of
+        probabilities. X itself, or an equal array, makes an autoencoder and is packed once.
+    sample_weight : array-like, shape (m,), optional
+        w_i >= 0, not all 0; examples of weight 0 are left out.
+    keep_activations : bool, optional
+        Whether to keep the hidden activations from the first sweep to the second (the notes' first way) or to compute
+        them twice (the second way). None keeps them if they take at most a quarter of the free memory.
+
+    Raises
+    ------
+    InvalidArgumentError
+        Naming the argument, what was expected and what was found.
+
+    Examples
+    --------
+    >>> from mlpkit import Dense, Input
+    >>> net = MLP([Input(1), Dense(1, "identity", init=1.0)])
+    >>> objective = Objective(net, [[1.0], [2.0]], [[1.0], [4.0]])
+    >>> objective.value_and_gradient(net.theta)
+    (1.0, array([-2., -1.]))
+    """
+
+    def __init__(
+        self,
+        net: MLP,
+        X: ArrayLike,
+        Y: ArrayLike,
+        sample_weight: ArrayLike | None = None,
+        keep_activations: bool | None = None,
+    ) -> None:
+        if not isinstance(net, MLP):
+            raise InvalidArgumentError(f"net must be an MLP; found {type(net).__name__}")
+        if keep_activations not in (None, True, False):
+            raise InvalidArgumentError(f"keep_activations must be True, False or None; found {keep_activations!r}")
+        self.net = net
+        dtype = net.dtype
+        rows = check_matrix(X, "X", n_columns=net.sizes[0], dtype=dtype)
+        same = Y is X and net.sizes[-1] == net.sizes[0] and not net.loss.class_targets
+        targets = rows if same else _check_targets(net, Y, rows.shape[0])
+        weights = _check_weights(sample_weight, rows.shape[0])
+        _warn_of_unreachable(net, targets)
+        if weights is not None and not weights.all():
+            used = weights > 0
+            rows, targets, weights = (
+                rows[used],
+                rows[used] if same else targets[used],
+                weights[used],
+            )
+        same = same or (rows.shape == targets.shape and np.array_equal(rows, targets))
+
+        self.n_examples = rows.shape[0]
+        self._plan = plan = Plan(net.layers, dtype, self.n_examples, net.loss)
+        self._workers = 0
+        self._keep = plan.n_kept > 0 and (
+            _fits(plan.kept_size * plan.cut.n_tiles * dtype.itemsize)
+            if keep_activations is None
+            else bool(keep_activations)
+        )
+        n_rows = rows.shape[1] + (0 if same else targets.shape[1]) + 1
+        self._packed_bytes = plan.cut.n_panels * plan.lanes * n_rows * dtype.itemsize
+
+        self._X = pack(rows)
+        self._Y = self._X if same else pack(targets)
+        self._w = np.zeros(plan.cut.n_panels * plan.lanes, dtype)
+        self._w[: self.n_examples] = 1 if weights is None else weights
+        self._total_weight = float(self.n_examples if weights is None else weights.sum())
+        self._scale = dtype.type(1.0 / self._total_weight)
+        self._decay = np.array(net.decays, dtype)
+        self._penalties = [(i, plan.dense[i]) for i in plan.sparse]
+        self._table = plan.rows()
+        self._output = plan.output_address()
+        self._constants = plan.constants()
+        self._counter = np.zeros(1, np.int64)
+        self._sparsity = np.zeros(plan.n_units, dtype)
+        self._sums = np.zeros((plan.cut.n_slabs, plan.n_units))
+        self._losses = np.zeros(plan.cut.n_slabs)
+        self._gradients = aligned_empty(plan.cut.n_slabs * plan.n_parameters, dtype).reshape(plan.cut.n_slabs, -1)
+        self._lock = threading.Lock()
+        self.last_terms: dict[str, float] = {}
+        self._allocate_scratch()
+
+    @property
+    def memory(self) -> int:
+        """Bytes that the objective holds with the present number of threads.
+
+        Packed X, Y (if different) and weights; kept activations, or a tile of them a thread; a partial gradient a slab;
+        scratch a thread. It follows from sizes alone.
+
+        Examples
+        --------
+        >>> from mlpkit import Dense, Input
+        >>> Objective(MLP([Input(2), Dense(1, "tanh")]), [[0.0, 0.0]], [0.0]).memory > 0
+        True
+        """
+        plan, size = self._plan, self.net.dtype.itemsize
+        workers = min(get_num_threads(), plan.worker_limit)
+        kept = plan.kept_size * (plan.cut.n_tiles if self._keep else workers)
+        gradients = plan.cut.n_slabs * plan.n_parameters
+        return self._packed_bytes + size * (kept + gradients + workers * plan.scratch_size)
+
+    @property
+    def value_and_gradient(self) -> Evaluation:
+        """The function theta -> (J, gradient), to call or to hand to an optimiser; see `Evaluation`.
+
+        Examples
+        --------
+        >>> from mlpkit import Dense, Input
+        >>> net = MLP([Input(1), Dense(1, "identity", init=0.0)])
+        >>> Objective(net, [[1.0]], [[2.0]]).value_and_gradient(net.theta)[0]
+        2.0
+        """
+        return Evaluation(self)
+
+    def terms(self, theta: ArrayLike) -> dict[str, float]:
+        """Return J's terms at theta: ``data``, ``weight_decay`` and ``sparsity``, which sum to J.
+
+        Examples
+        --------
+        >>> from mlpkit import Dense, Input
+        >>> net = MLP([Input(1), Dense(1, "identity", init=1.0)], weight_decay=0.5)
+        >>> Objective(net, [[1.0]], [[1.0]]).terms(net.theta)
+        {'data': 0.0, 'weight_decay': 0.25, 'sparsity': 0.0}
+        """
+        self.value_and_gradient(theta)
+        return dict(self.last_terms)
+
+    def rho_hat(self, theta: ArrayLike) -> list[NDArray[np.float64]]:
+        """Return the mean activation of each unit, mapped to [0, 1]: one float64 array a sparse layer.
+
+        Examples
+        --------
+        >>> import mlpkit
+        >>> net = mlpkit.sparse_autoencoder(n_inputs=2, n_hidden=3)
+        >>> Objective(net, [[0.1, 0.2]], [[0.1, 0.2]]).rho_hat(net.theta)[0].shape
+        (3,)
+        """
+        point = self._check_theta(theta)
+        if not self._penalties:
+            return []
+        with self._lock:
+            return self._mean_activations(point)
+
+    def _value_and_gradient(self, theta: ArrayLike, out: NDArray[Any] | None) -> tuple[float, NDArray[Any]]:
+        point = self._check_theta(theta)
+        if out is None:
+            out = np.empty(self._plan.n_parameters, self.net.dtype)
+        elif not (
+            isinstance(out, np.ndarray) and out.shape == point.shape and out.dtype == point.dtype and out.flags.carray
+        ):
+            found = f"shape {out.shape}, dtype {out.dtype}" if isinstance(out, np.ndarray) else type(out).__name__
+            raise InvalidArgumentError(
+                f"out must be a writable contiguous vector of {point.size} numbers of {point.dtype}; found {found}"
+            )
+        with self._lock:
+            terms = self._evaluate(point, out)
+        self.last_terms = terms
+        return sum(terms.values()), out
+
+    def _check_theta(self, theta: ArrayLike) -> NDArray[Any]:
+        point = np.asarray(theta)
+        if point.shape != (self._plan.n_parameters,) or point.dtype.kind not in "fiu":
+            raise InvalidArgumentError(
+                f"theta must be a vector of {self._plan.n_parameters} real numbers; found shape {point.shape}, "
+                f"dtype {point.dtype}"
+            )
+        with np.errstate(over="ignore"):
+            return np.ascontiguousarray(point, dtype=self.net.dtype)
+
+    def _allocate_scratch(self) -> None:
+        """Give each thread a tile of scratch, again when the number of threads has grown."""
+        plan, dtype = self._plan, self.net.dtype
+        workers = min(get_num_threads(), plan.worker_limit)
+        if workers > self._workers:
+            tiles = plan.cut.n_tiles if self._keep else workers
+            if not (self._keep and self._workers):
+                self._kept = aligned_empty(tiles * plan.kept_size, dtype).reshape(tiles, -1)
+            self._work = aligned_empty(workers * plan.scratch_size, dtype).reshape(workers, -1)
+            self._workers = workers
+
+    def _mean_activations(self, theta: NDArray[Any]) -> list[NDArray[np.float64]]:
+        """Run the forward sweep; leave the kept activations in place; return rho_hat of each sparse layer."""
+        plan = self._plan
+        self._allocate_scratch()
+        workers = min(get_num_threads(), plan.worker_limit)
+        network = (self._table, plan.n_kept, theta, self._constants)
+        data = (self._X, self._w, self._sums)
+        launch(
+            sweeps.forward_sweep, network, plan.tiling, self._keep, self._kept, *data, self._counter, workers=workers
+        )
+        means = self._sums.sum(axis=0) / self._total_weight
+        return [layer.activation.to_unit(means[plan.units(i)]) for i, layer in self._penalties]
+
+    def _evaluate(self, theta: NDArray[Any], gradient: NDArray[Any]) -> dict[str, float]:
+        """Fill `gradient` and return the terms of J."""
+        plan = self._plan
+        sparsity = 0.0
+        if self._penalties:
+            means = self._mean_activations(theta)
+            for (i, layer), rho_hat in zip(self._penalties, means, strict=True):
+                assert layer.sparsity is not None
+                sparsity += layer.sparsity.value(rho_hat)
+                slope = layer.sparsity.derivative(rho_hat) * layer.activation.unit_slope
+                with np.errstate(over="ignore"):
+                    self._sparsity[plan.units(i)] = slope
+        self._allocate_scratch()
+        workers = min(get_num_threads(), plan.worker_limit)
+        network = (self._table, plan.n_kept, theta, self._constants)
+        memory = (self._keep, self._kept, self._work, plan.work_size, plan.delta_size)
+        data = (self._X, self._Y, self._w)
+        partial = (self._gradients, self._losses, self._counter)
+        whole = (self._scale, self._decay, gradient)
+        loss, decay = launch(
+            sweeps.backward_sweep, network, plan.tiling, memory, data, self._output, self._sparsity, *partial, *whole,
+            workers=workers,
+        )  # fmt: skip
+        return {"data": loss / self._total_weight, "weight_decay": decay, "sparsity": sparsity}
+
+
+def _check_targets(net: MLP, Y: ArrayLike, m: int) -> NDArray[Any]:
+    """Return targets as a matrix of the network's dtype; class labels become one-hot rows."""
+    n_out = net.sizes[-1]
+    if net.loss.class_targets and np.ndim(Y) == 1:
+        labels = np.asarray(Y)
+        if labels.dtype.kind not in "iub":
+            raise InvalidArgumentError(
+                f"Y must hold integer class labels or rows of {n_out} probabilities; found dtype {labels.dtype}"
+            )
+        _check_length(labels.shape[0], m)
+        bad = np.flatnonzero((labels < 0) | (labels >= n_out))
+        if bad.size:
+            raise InvalidArgumentError(
+                f"Y must hold class labels from 0 to {n_out - 1}; found {labels[bad[0]]} at row {bad[0]}"
+            )
+        one_hot = np.zeros((m, n_out), net.dtype)
+        one_hot[np.arange(m), labels.astype(np.intp)] = 1
+        return one_hot
+    targets = check_matrix(Y, "Y", n_columns=n_out, dtype=net.dtype)
+    _check_length(targets.shape[0], m)
+    if net.loss.class_targets:
+        # Rows are accepted as probabilities to the accuracy that float32 data can have.
+        bad = np.flatnonzero((targets.min(axis=1) < 0) | (np.abs(targets.sum(axis=1) - 1) > 1e-4))
+        if bad.size:
+            raise InvalidArgumentError(
+                f"Y must hold rows of probabilities, which are not negative and sum to 1; found {targets[bad[0]]} at "
+                f"row {bad[0]}"
+            )
+    return targets
+
+
+def _check_length(found: int, m: int) -> None:
+    if found != m:
+        raise InvalidArgumentError(f"Y must have as many rows as X, {m}; found {found}")
+
+
+def _check_weights(sample_weight: ArrayLike | None, m: int) -> NDArray[np.float64] | None:
+    if sample_weight is None:
+        return None
+    weights = check_vector(sample_weight, "sample_weight", length=m)
+    bad = np.flatnonzero(weights < 0)
+    if bad.size:
+        raise InvalidArgumentError(f"sample_weight must not be negative; found {weights[bad[0]]} at row {bad[0]}")
+    if weights.sum() == 0:
+        raise InvalidArgumentError("sample_weight must not be all zero")
+    return weights
+
+
+def _warn_of_unreachable(net: MLP, targets: NDArray[Any]) -> None:
+    """Warn where targets lie outside a bounded output's range: the loss then has no minimum to reach."""
+    activation = net.layers[-1].activation  # type: ignore[union-attr]
+    low, high = activation.range
+    if net.loss.class_targets or not np.isfinite(high):
+        return
+    smallest, largest = float(targets.min()), float(targets.max())
+    if smallest < low or largest > high:
+        warnings.warn(
+            f"Y lies in [{smallest:g}, {largest:g}], outside the range [{low:g}, {high:g}] of the output activation "
+            f"{activation.name!r}; mlpkit.preprocessing.scale_to_range maps it there",
+            TargetRangeWarning,
+            stacklevel=3,
+        )
+
+
+def _fits(n_bytes: int) -> bool:
+    """Say whether the kept activations take at most a quarter of the free memory."""
+    try:
+        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        free = 4 << 30
+    return n_bytes <= free // 4

@@ -1,0 +1,172 @@
+"""The command line: the demo end to end at small size, its errors, and the other commands."""
+
+import os
+import re
+import subprocess
+import sys
+
+import h5py
+import numpy as np
+import pytest
+
+import mlpkit
+from mlpkit.cli import main
+
+pytest.importorskip("matplotlib")
+
+SMALL = ["--patch", "4", "--hidden", "6", "--patches", "300", "--iterations", "10", "--no-progress"]
+
+
+@pytest.fixture
+def image(tmp_path):
+    rng = np.random.default_rng(0)
+    path = tmp_path / "noise.npy"
+    np.save(path, rng.standard_normal((40, 50)).cumsum(axis=0).cumsum(axis=1))
+    return path
+
+
+def demo(image, out, *more):
+    return main(["demo", *SMALL, "--images", str(image), "--out", str(out), *more])
+
+
+def test_demo_writes_pictures_and_a_model_and_sums_up(image, tmp_path, capsys):
+    out = tmp_path / "deep" / "folder"
+    assert demo(image, out) == 0
+    assert sorted(path.name for path in out.iterdir()) == [
+        "features.png",
+        "model.h5",
+        "training.png",
+    ]
+    net = mlpkit.load(out / "model.h5")
+    assert net.sizes == (16, 6, 16)
+    said = capsys.readouterr().out
+    assert "sparse autoencoder 16-6-16 on 300 whitened 4x4 patches" in said
+    assert re.search(r"rho_hat: mean 0\.\d+, standard deviation 0\.\d+", said)
+    assert re.search(r"10 iterations, \d+ evaluations, \d+\.\d s", said)
+    cost, *terms = map(float, re.search(r"J = (\S+) = data (\S+) \+ .*decay (\S+) \+ .*sity (\S+)", said).groups())
+    assert cost == pytest.approx(sum(terms), abs=3e-6)
+    assert "equal predictions" in said
+
+
+def test_demo_settings_reach_the_network(image, tmp_path):
+    settings = ["--rho", "0.1", "--beta", "2", "--weight-decay", "0.01", "--seed", "7"]
+    assert demo(image, tmp_path, *settings, "--threads", "1") == 0
+    net = mlpkit.load(tmp_path / "model.h5")
+    assert net.layers[1].sparsity == mlpkit.KLSparsity(rho=0.1, beta=2.0)
+    assert net.weight_decay == 0.01
+    assert net.seed == 7
+
+
+def test_demo_is_reproducible_and_follows_its_seed(image, tmp_path):
+    thetas = []
+    for seed in ("1", "1", "2"):
+        assert demo(image, tmp_path, "--seed", seed) == 0
+        thetas.append(mlpkit.load(tmp_path / "model.h5").theta)
+    np.testing.assert_array_equal(thetas[0], thetas[1])
+    assert np.any(thetas[0] != thetas[2])
+
+
+def test_demo_takes_several_images_of_several_kinds(image, tmp_path):
+    other = tmp_path / "other.h5"
+    with h5py.File(other, "w") as file:
+        file["image"] = np.random.default_rng(1).uniform(size=(30, 30))
+    assert demo(image, tmp_path / "out", "--images", str(image), str(other)) == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--rho", "1.5"], "rho"),
+        (["--beta", "-1"], "beta"),
+        (["--weight-decay", "-1"], "weight_decay"),
+        (["--patch", "64"], "64 x 64"),
+        (["--images", "absent.png"], "absent.png"),
+        (["--threads", "100000"], "100000"),
+    ],
+)
+def test_demo_errors_are_one_line_on_stderr(image, tmp_path, capsys, options, message):
+    assert demo(image, tmp_path, *options) == 1
+    said = capsys.readouterr()
+    assert said.err.startswith("mlpkit: error: ")
+    assert said.err.count("\n") == 1
+    assert message in said.err
+    assert not (tmp_path / "model.h5").exists()
+
+
+def test_demo_into_a_file_is_an_error(image, capsys):
+    assert demo(image, image) == 1
+    assert capsys.readouterr().err.startswith("mlpkit: error: ")
+
+
+def test_demo_without_matplotlib_names_the_extra_before_training(image, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert demo(image, image.parent / "out") == 1
+    assert "mlpkit[demo]" in capsys.readouterr().err
+
+
+def test_demo_without_rich_goes_on_without_progress(image, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "rich", None)
+    arguments = [word for word in SMALL if word != "--no-progress"]
+    out = str(tmp_path / "out")
+    assert main(["demo", *arguments, "--images", str(image), "--out", out]) == 0
+    assert "mlpkit[progress]" in capsys.readouterr().err
+
+
+def test_demo_shows_progress_on_stderr(image, tmp_path, capsys):
+    arguments = [word for word in SMALL if word != "--no-progress"]
+    out = str(tmp_path / "out")
+    assert main(["demo", *arguments, "--images", str(image), "--out", out]) == 0
+    assert "iteration 10/10" in capsys.readouterr().err
+
+
+def test_ctrl_c_ends_with_130(image, tmp_path, monkeypatch, capsys):
+    def interrupt(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(mlpkit.MLP, "fit", interrupt)
+    assert demo(image, tmp_path) == 130
+    assert capsys.readouterr().err == "mlpkit: interrupted\n"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["undo"],
+        ["demo", "--iterations", "0"],
+        ["demo", "--hidden", "many"],
+        ["demo", "--images"],
+    ],
+)
+def test_a_wrong_command_line_exits_with_2(arguments, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2
+    assert "usage: mlpkit" in capsys.readouterr().err
+
+
+def test_help_shows_the_defaults(capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(["demo", "--help"])
+    assert caught.value.code == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "side of a patch, in pixels (default: 10)" in said
+    assert "None" not in said
+
+
+def test_config_prints_versions(capsys):
+    assert main(["config"]) == 0
+    said = capsys.readouterr().out
+    assert "numba" in said
+    assert np.__version__ in said
+
+
+def test_warmup_compiles_for_every_dtype(capsys):
+    assert main(["warmup"]) == 0
+    assert "kernels ready" in capsys.readouterr().out
+
+
+def test_python_m_mlpkit_is_the_command():
+    command = [sys.executable, "-m", "mlpkit", "--version"]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, env=os.environ)
+    assert re.fullmatch(r"mlpkit \d+\.\d+\.\d+\S*\n", done.stdout)

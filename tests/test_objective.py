@@ -1,0 +1,456 @@
+"""J, its terms, gradient and rho_hat: against the plain-NumPy twin, and to the bit."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+
+import numba
+import numpy as np
+import pytest
+import reference
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from strategies import Case, cases
+
+import mlpkit
+from mlpkit.errors import InvalidArgumentError, TargetRangeWarning
+
+# Errors in float64 are rounding in sums of up to 600 examples and 40 units through 5 layers, some
+# 1e-15 of the result; 1e-12 is the contract. In float32 the same sums give some 1e-7 to 1e-6.
+TOLERANCE = {"float64": 1e-12, "float32": 1e-5}
+DTYPES = pytest.mark.parametrize("dtype", ["float64", "float32"])
+THREADS = [n for n in (1, 2, 4) if n <= numba.config.NUMBA_NUM_THREADS]
+
+
+@contextlib.contextmanager
+def threads(n):
+    """Use `n` threads inside the block."""
+    before = mlpkit.get_num_threads()
+    mlpkit.set_num_threads(n)
+    try:
+        yield
+    finally:
+        mlpkit.set_num_threads(before)
+
+
+def bits(*arrays):
+    """Return the arrays' bytes: equal only if every bit is."""
+    return [np.ascontiguousarray(a).tobytes() for a in arrays]
+
+
+def relative(value, expected):
+    return abs(value - expected) / max(abs(value), abs(expected), 1e-300)
+
+
+def sparse_case(m, sizes=(20, 15, 9), dtype="float64", sample_weight=None, seed=0):
+    """Return a network with a sparse sigmoid and a sparse tanh layer, and data for it."""
+    rng = np.random.default_rng(seed)
+    net = mlpkit.MLP(
+        [
+            mlpkit.Input(sizes[0]),
+            mlpkit.Dense(sizes[1], "sigmoid", sparsity=mlpkit.KLSparsity(0.1, 2.0)),
+            mlpkit.Dense(sizes[2], "tanh", sparsity=mlpkit.KLSparsity(0.3, 0.5)),
+        ],
+        weight_decay=1e-3,
+        dtype=dtype,
+        seed=seed,
+    )
+    net.theta = rng.normal(0.0, 0.3, net.n_parameters)
+    X = rng.uniform(-1.0, 1.0, (m, sizes[0])).astype(dtype)
+    Y = rng.uniform(-1.0, 1.0, (m, sizes[2])).astype(dtype)
+    return Case(net, X, Y, sample_weight, reference.describe(net))
+
+
+def assert_equals_reference(case, dtype, **options):
+    objective = case.objective(**options)
+    J, g = objective.value_and_gradient(case.net.theta)
+    assert isinstance(J, float)
+    assert g.dtype == case.net.dtype
+
+    expected = reference.terms(*case.arguments)
+    found = objective.terms(case.net.theta)
+    assert set(found) == {"data", "weight_decay", "sparsity"}
+    for name, value in expected.items():
+        assert relative(found[name], value) < TOLERANCE[dtype], name
+    assert relative(J, sum(expected.values())) < TOLERANCE[dtype]
+    assert relative(J, sum(found.values())) < 1e-15
+
+    errors = reference.layer_errors(case.twin, g, reference.gradient(*case.arguments))
+    assert max(errors) < TOLERANCE[dtype], errors
+
+    twin, theta, X, _, w = case.arguments
+    expected_means = reference.rho_hat(twin, theta, X, w)
+    found_means = objective.rho_hat(case.net.theta)
+    assert len(found_means) == len(expected_means)
+    for a, b in zip(found_means, expected_means, strict=True):
+        assert a.shape == b.shape
+        assert reference.relative_error(a, b) < TOLERANCE[dtype]
+
+
+# The twin itself --------------------------------------------------------------------------------
+
+
+def test_every_built_in_has_a_twin():
+    assert set(reference.ACTIVATIONS) <= set(mlpkit.activations.names())
+    assert {"squared_error", "cross_entropy"} <= set(mlpkit.losses.names())
+
+
+@settings(max_examples=30)
+@given(
+    cases(
+        activations=reference.ANALYTIC,
+        max_units=7,
+        n_examples=st.integers(1, 40),
+    )
+)
+def test_reference_gradient_is_the_complex_step(case):
+    twin, theta, *data = case.arguments
+    exact = reference.complex_step(lambda t: reference.cost(twin, t, *data), theta)
+    assert max(reference.layer_errors(twin, reference.gradient(twin, theta, *data), exact)) < 1e-13
+
+
+# Against the twin and against differences -------------------------------------------------------
+
+
+@DTYPES
+@settings(max_examples=150)
+@given(data=st.data())
+def test_objective_equals_reference(dtype, data):
+    assert_equals_reference(data.draw(cases(dtype=dtype)), dtype)
+
+
+@DTYPES
+def test_objective_equals_reference_over_many_tiles(dtype):
+    # float32 sums over thousands of examples must not lose digits to the number of examples
+    m = 5003
+    weights = np.random.default_rng(1).integers(0, 5, m) / 2
+    assert_equals_reference(sparse_case(m, dtype=dtype, sample_weight=weights), dtype)
+
+
+@settings(max_examples=20)
+@given(cases(max_units=9))
+def test_check_gradient_accepts_every_network(case):
+    report = mlpkit.check_gradient(case.net, case.X, case.Y, sample_weight=case.sample_weight)
+    assert report.ok, report
+    assert report.max_relative_error < 1e-4
+
+
+@settings(max_examples=20)
+@given(cases(max_units=9))
+def test_gradient_agrees_with_central_differences(case):
+    objective = case.objective()
+    theta = case.theta
+    _, g = objective.value_and_gradient(theta)
+    numerical = reference.central_difference(lambda t: objective.value_and_gradient(t)[0], theta)
+    assert max(reference.layer_errors(case.twin, g, numerical)) < 1e-4
+
+
+def test_check_gradient_covers_float32_through_its_float64_copy():
+    case = sparse_case(50, sizes=(5, 4, 3), dtype="float32")
+    report = mlpkit.check_gradient(case.net, case.X, case.Y)
+    assert report.ok
+    assert case.net.dtype == np.float32
+
+
+def test_autoencoder_targets_equal_to_inputs():
+    net = mlpkit.sparse_autoencoder(n_inputs=12, n_hidden=7, seed=3)
+    X = np.random.default_rng(0).uniform(0.1, 0.9, (333, 12))
+    case = Case(net, X, X, None, reference.describe(net))
+    assert_equals_reference(case, "float64")
+    one = mlpkit.Objective(net, X, X).value_and_gradient(net.theta)
+    two = mlpkit.Objective(net, X, X.copy()).value_and_gradient(net.theta)
+    assert one[0] == two[0]
+    assert bits(one[1]) == bits(two[1])
+
+
+@pytest.mark.parametrize("value", [-200.0, 40.0])
+@DTYPES
+def test_dead_and_saturated_units_cost_much_but_stay_finite(dtype, value):
+    # in both dtypes rho_hat rounds to 0 (or 1): KL is clamped, and f' = 0 lets nothing through
+    net = mlpkit.sparse_autoencoder(n_inputs=4, n_hidden=3, dtype=dtype)
+    net.biases[0][:] = value * (5 if dtype == "float64" else 1)
+    J, g = mlpkit.Objective(net, np.full((5, 4), 0.5), np.full((5, 4), 0.5)).value_and_gradient(net.theta)
+    assert np.isfinite(J)
+    assert np.isfinite(g).all()
+
+
+# Sample weights ---------------------------------------------------------------------------------
+
+
+@settings(max_examples=25)
+@given(cases(weighted=True, n_examples=st.integers(2, 300), max_layers=4))
+def test_weights_remove_and_repeat_rows(case):
+    counts = (4 * case.sample_weight).astype(int)
+    J, g = case.objective().value_and_gradient(case.net.theta)
+    rows = np.repeat(np.arange(len(counts)), counts)
+    repeated = mlpkit.Objective(case.net, case.X[rows], case.Y[rows])
+    J2, g2 = repeated.value_and_gradient(case.net.theta)
+    assert relative(J, J2) < 1e-12
+    assert max(reference.layer_errors(case.twin, g, g2)) < 1e-12
+
+
+def test_weight_zero_is_removal_to_the_bit():
+    case = sparse_case(300)
+    keep = np.random.default_rng(2).random(300) < 0.7
+    weighted = mlpkit.Objective(case.net, case.X, case.Y, keep.astype(float))
+    removed = mlpkit.Objective(case.net, case.X[keep], case.Y[keep])
+    J, g = weighted.value_and_gradient(case.net.theta)
+    J2, g2 = removed.value_and_gradient(case.net.theta)
+    assert J == J2
+    assert bits(g) == bits(g2)
+
+
+# To the bit -------------------------------------------------------------------------------------
+
+
+@DTYPES
+@settings(max_examples=25)
+@given(data=st.data())
+def test_both_memory_modes_give_the_same_bits(dtype, data):
+    case = data.draw(cases(dtype=dtype))
+    theta = case.net.theta.copy()
+    kept, recomputed = (case.objective(keep_activations=keep) for keep in (True, False))
+    J, g = kept.value_and_gradient(theta)
+    J2, g2 = recomputed.value_and_gradient(theta)
+    assert J == J2
+    assert bits(g, *kept.rho_hat(theta)) == bits(g2, *recomputed.rho_hat(theta))
+
+
+@DTYPES
+@settings(max_examples=20)
+@given(data=st.data())
+def test_any_number_of_threads_gives_the_same_bits(dtype, data):
+    case = data.draw(cases(dtype=dtype))
+    results = []
+    for n in THREADS:
+        with threads(n):
+            J, g = case.objective().value_and_gradient(case.net.theta)
+            results.append((J, bits(g, case.net.predict(case.X))))
+    assert all(result == results[0] for result in results)
+
+
+@DTYPES
+@pytest.mark.parametrize("keep", [True, False])
+@pytest.mark.parametrize("sizes", [(20, 15, 9), (130, 150, 120)])
+def test_threads_give_the_same_bits_over_many_tiles(dtype, keep, sizes):
+    case = sparse_case(6007, dtype=dtype, sizes=sizes)
+    objective = case.objective(keep_activations=keep)
+    results = []
+    for n in THREADS:
+        with threads(n):
+            J, g = objective.value_and_gradient(case.net.theta)
+            J2, g2 = case.objective(keep_activations=keep).value_and_gradient(case.net.theta)
+            results += [(J, bits(g)), (J2, bits(g2))]
+    assert all(result == results[0] for result in results)
+
+
+@DTYPES
+def test_training_gives_the_same_bits(dtype):
+    case = sparse_case(3001, dtype=dtype)
+    start = case.net.theta.copy()
+    results = []
+    for n in THREADS:
+        for keep in (True, False):
+            with threads(n):
+                case.net.theta = start
+                result = case.net.fit(
+                    case.X,
+                    case.Y,
+                    optimizer=mlpkit.LBFGS(max_iter=50, ftol=0.0, gtol=0.0),
+                    keep_activations=keep,
+                )
+                assert result.n_iterations == 50
+                predictions = case.net.predict(case.X)
+                results.append((result.cost, bits(case.net.theta, predictions)))
+    assert all(result == results[0] for result in results)
+
+
+@DTYPES
+@settings(max_examples=25)
+@given(data=st.data())
+def test_a_row_s_prediction_ignores_the_other_rows(dtype, data):
+    case = data.draw(cases(dtype=dtype, n_examples=st.sampled_from((2, 7, 33, 129, 300))))
+    net, X = case.net, case.X
+    whole = net.predict(X)
+    rng = np.random.default_rng(0)
+    order = rng.permutation(len(X))
+    assert bits(net.predict(X[order])) == bits(whole[order])
+    for i in rng.integers(0, len(X), 5):
+        assert bits(net.predict(X[i : i + 1])[0]) == bits(whole[i])
+        strangers = rng.normal(0.0, 1e3, X.shape).astype(dtype)
+        strangers[0] = X[i]
+        assert bits(net.predict(strangers)[0]) == bits(whole[i])
+    assert bits(net.activations(X)[-1]) == bits(whole)
+
+
+def test_predictions_equal_the_reference():
+    case = sparse_case(200)
+    _, activations = reference.forward(case.twin, case.theta, case.X)
+    found = case.net.activations(case.X)
+    assert len(found) == case.net.n_layers - 1
+    for a, b in zip(found, activations[1:], strict=True):
+        assert a.shape == b.shape
+        assert reference.relative_error(a, b) < 1e-14
+
+
+# What an objective promises its callers ---------------------------------------------------------
+
+
+def test_objective_changes_nothing_but_out():
+    case = sparse_case(100)
+    before, X = case.net.theta.copy(), case.X.copy()
+    objective = case.objective()
+    theta = before + 0.1
+    J, g = objective.value_and_gradient(theta)
+    out = np.empty_like(g)
+    J2, g2 = objective.value_and_gradient(theta, out=out)
+    assert g2 is out
+    assert J == J2
+    assert bits(g) == bits(out)
+    assert objective.value_and_gradient(theta)[1] is not g
+    assert bits(case.net.theta, case.X) == bits(before, X)
+    assert np.array_equal(theta, before + 0.1)
+
+
+def test_objective_keeps_its_own_copy_of_the_data():
+    case = sparse_case(100)
+    objective = case.objective()
+    J, _ = objective.value_and_gradient(case.net.theta)
+    case.X[:] = 0.0
+    case.Y[:] = 0.0
+    assert objective.value_and_gradient(case.net.theta)[0] == J
+
+
+def test_any_kind_of_array_is_welcome():
+    case = sparse_case(70)
+    J, g = case.objective().value_and_gradient(case.net.theta)
+    frozen = case.X.copy()
+    frozen.setflags(write=False)
+    for X, Y in [
+        (case.X.tolist(), case.Y.tolist()),
+        (np.asfortranarray(case.X), np.asfortranarray(case.Y)),
+        (frozen, case.Y),
+        (np.repeat(case.X, 2, axis=0)[::2], case.Y[::-1].copy()[::-1]),
+    ]:
+        J2, g2 = mlpkit.Objective(case.net, X, Y).value_and_gradient(case.net.theta.tolist())
+        assert J2 == J
+        assert bits(g2) == bits(g)
+
+
+def test_one_dimensional_targets_are_one_column():
+    net = mlpkit.MLP([mlpkit.Input(3), mlpkit.Dense(1, "identity")])
+    X, y = np.arange(12.0).reshape(4, 3), np.arange(4.0)
+    costs = [mlpkit.Objective(net, X, Y).terms(net.theta) for Y in (y, y[:, np.newaxis])]
+    assert costs[0] == costs[1]
+
+
+def test_evaluate_returns_the_terms():
+    case = sparse_case(90)
+    found = case.net.evaluate(case.X, case.Y)
+    for name, value in reference.terms(*case.arguments).items():
+        assert found[name] == pytest.approx(value, rel=1e-12)
+
+
+def test_memory_is_known_beforehand_and_smaller_without_kept_activations():
+    case = sparse_case(20000)
+    kept, recomputed = (case.objective(keep_activations=keep) for keep in (True, False))
+    assert recomputed.memory < kept.memory
+    assert recomputed.memory >= case.X.nbytes + case.Y.nbytes
+
+
+# Bad input --------------------------------------------------------------------------------------
+
+
+def _classifier():
+    layers = [mlpkit.Input(2), mlpkit.Dense(3, "softmax")]
+    return mlpkit.MLP(layers, loss="cross_entropy", seed=0)
+
+
+@pytest.mark.parametrize("extra", [-1, 1])
+def test_theta_of_wrong_length(extra):
+    case = sparse_case(10)
+    wrong = np.zeros(case.net.n_parameters + extra)
+    objective = case.objective()
+    for act in (
+        lambda: objective.value_and_gradient(wrong),
+        lambda: objective.terms(wrong),
+        lambda: objective.rho_hat(wrong),
+        lambda: setattr(case.net, "theta", wrong),
+    ):
+        with pytest.raises(InvalidArgumentError, match="theta") as error:
+            act()
+        assert str(case.net.n_parameters) in str(error.value)
+        assert str(wrong.size) in str(error.value)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("name", ["X", "Y"])
+def test_non_finite_data_names_row_and_column(name, bad):
+    case = sparse_case(10)
+    data = {"X": case.X, "Y": case.Y}
+    data[name][7, 4] = bad
+    data[name][8, 1] = bad
+    with pytest.raises(InvalidArgumentError, match=rf"{name}\b.*row 7 column 4"):
+        mlpkit.Objective(case.net, **data)
+
+
+@pytest.mark.parametrize(
+    ("name", "X", "Y"),
+    [
+        ("X", np.zeros((0, 20)), np.zeros((0, 9))),
+        ("X", np.zeros((5, 19)), np.zeros((5, 9))),
+        ("X", np.zeros(20), np.zeros((1, 9))),
+        ("X", np.zeros((5, 20), complex), np.zeros((5, 9))),
+        ("X", [["a"] * 20], np.zeros((1, 9))),
+        ("Y", np.zeros((5, 20)), np.zeros((5, 8))),
+        ("Y", np.zeros((5, 20)), np.zeros((4, 9))),
+        ("Y", np.zeros((5, 20)), np.zeros(5)),
+    ],
+)
+def test_data_of_wrong_shape_or_type(name, X, Y):
+    with pytest.raises(InvalidArgumentError, match=rf"\b{name}\b"):
+        mlpkit.Objective(sparse_case(1).net, X, Y)
+
+
+@pytest.mark.parametrize(
+    "weights",
+    [[1.0, -0.5, 1.0], [0.0, 0.0, 0.0], [1.0, 1.0], [1.0, np.nan, 1.0], [[1.0, 1.0, 1.0]]],
+    ids=["negative", "all zero", "too short", "NaN", "two-dimensional"],
+)
+def test_bad_weights(weights):
+    case = sparse_case(3)
+    with pytest.raises(InvalidArgumentError, match="sample_weight"):
+        mlpkit.Objective(case.net, case.X, case.Y, weights)
+
+
+@pytest.mark.parametrize("labels", [[0, 1, 3], [0, -1, 2]])
+def test_labels_out_of_range(labels):
+    with pytest.raises(InvalidArgumentError, match=r"\bY\b"):
+        mlpkit.Objective(_classifier(), np.zeros((3, 2)), np.array(labels))
+
+
+def test_labels_equal_one_hot_rows():
+    net, X = _classifier(), np.arange(8.0).reshape(4, 2) / 8
+    labels = np.array([2, 0, 1, 1])
+    J, g = mlpkit.Objective(net, X, labels).value_and_gradient(net.theta)
+    J2, g2 = mlpkit.Objective(net, X, np.eye(3)[labels]).value_and_gradient(net.theta)
+    assert J == J2
+    assert bits(g) == bits(g2)
+
+
+@pytest.mark.parametrize(("activation", "value"), [("sigmoid", 1.5), ("sigmoid", -0.1), ("tanh", -1.2), ("tanh", 1.1)])
+def test_targets_outside_the_output_range_warn(activation, value):
+    net = mlpkit.MLP([mlpkit.Input(2), mlpkit.Dense(1, activation)], seed=0)
+    X, Y = np.zeros((3, 2)), np.array([[0.5], [value], [0.5]])
+    with pytest.warns(TargetRangeWarning, match=r"\bY\b"):
+        mlpkit.Objective(net, X, Y)
+
+
+@pytest.mark.parametrize("activation", ["sigmoid", "tanh", "identity"])
+def test_targets_inside_the_output_range_do_not_warn(activation):
+    net = mlpkit.MLP([mlpkit.Input(2), mlpkit.Dense(1, activation)], seed=0)
+    low = {"sigmoid": 0.0, "tanh": -1.0, "identity": -9.0}[activation]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        mlpkit.Objective(net, np.zeros((3, 2)), np.array([[low], [1.0], [0.5]]))
