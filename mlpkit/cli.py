@@ -222,10 +222,8 @@ def _has_progress() -> bool:
 
 def _patches(options: argparse.Namespace) -> NDArray[np.float64]:
     """Return the training examples, made as the CS294A exercise makes them."""
-    if hasattr(options, "images"):
-        images = datasets.load_images(options.images)
-    else:
-        images = datasets.natural_images()
+    files = getattr(options, "images", None)
+    images = datasets.natural_images() if files is None else datasets.load_images(files)
     whitened = preprocessing.whiten_images(images)
     patches = preprocessing.sample_patches(whitened, options.patches, size=options.patch, seed=options.seed)
     return preprocessing.squash(preprocessing.remove_dc(patches))

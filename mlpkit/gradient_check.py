@@ -18,9 +18,12 @@ of a float64 copy, and the copy's with differences.
 
 from __future__ import annotations
 
+import math
+import numbers
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -45,6 +48,9 @@ __all__ = [
 
 #: Four significant digits, as the notes ask for.
 TOLERANCE = 1e-4
+
+# The rounding error of J, or in float32 of its gradient, is taken to be this many eps |J|.
+_ROUNDING = 10.0
 
 _MOST_PARAMETERS_ONE_BY_ONE = 2000
 _SAMPLED_COORDINATES = 400
@@ -204,7 +210,7 @@ def compare_gradients(
 
     Notes
     -----
-    A value J carries a rounding error of about eps |J|, hence a difference one of about eps |J| /
+    A value J carries a rounding error of up to 10 eps |J|, hence a difference one of 10 eps |J| /
     epsilon. Where a block's gradient is so small that this alone would reach the tolerance, the
     error is measured relative to that smallest meaningful norm instead of to the gradient's own.
 
@@ -240,17 +246,17 @@ def compare_gradients(
     halvable = _lost(point, step / 2).size == 0
     cost, gradient = value_and_gradient(point.copy())
     analytic = check_vector(gradient, "gradient", length=point.size)
-    rounding = np.finfo(np.float64).eps * abs(float(cost)) / (step * tolerance)
+    rounding = _ROUNDING * np.finfo(np.float64).eps * abs(float(cost)) / (step * tolerance)
     checks = []
     for name, where in kept.items():
         everything = point.size <= _MOST_PARAMETERS_ONE_BY_ONE
         chosen = where if everything else _sample(where, point.size, generator)
-        pairs = [_Pair(analytic[chosen], lambda h, c=chosen: _differences(value, point, c, h))]
+        pairs = [_Pair(analytic[chosen], partial(_differences, value, point, chosen))]
         if not everything:
             # Of length 1, so that the step along them has the length that epsilon says.
             V = generator.choice([-1.0, 1.0], (_DIRECTIONS_IN_A_BLOCK, where.size))
             V /= np.sqrt(where.size)
-            pairs.append(_Pair(V @ analytic[where], lambda h, w=where, V=V: _slopes(value, point, w, V, h)))
+            pairs.append(_Pair(V @ analytic[where], partial(_slopes, value, point, where, V)))
         error = max(pair.error(step, rounding, tolerance, halvable) for pair in pairs)
         checks.append(BlockCheck(name, where.size, chosen.size, error, error < tolerance))
     return GradientReport(tuple(checks), step, tolerance)
@@ -321,7 +327,7 @@ def check_gradient(
             exact = Objective(_float64_copy(net), X, Y, sample_weight=sample_weight)
         report = compare_gradients(exact.value_and_gradient, theta, blocks, epsilon, seed=seed)
         cost, gradient = exact.value_and_gradient(theta)
-    smallest = np.finfo(net.dtype).eps * abs(cost) / TOLERANCE
+    smallest = float(_ROUNDING * np.finfo(net.dtype).eps * abs(cost) / TOLERANCE)
     checks = []
     for check in report.layers:
         where = blocks[check.name]
@@ -351,7 +357,8 @@ def _relative_error(g: NDArray[np.float64], n: NDArray[np.float64], smallest: fl
 
     `smallest` is the root mean square below which a gradient is too small to be measured.
     """
-    scale = max(float(np.linalg.norm(g) + np.linalg.norm(n)), smallest * np.sqrt(g.size))
+    norms = float(np.linalg.norm(g) + np.linalg.norm(n))
+    scale = max(norms, smallest * math.sqrt(g.size))
     difference = float(np.linalg.norm(g - n))
     return difference / scale if difference > 0 else 0.0
 
@@ -412,7 +419,9 @@ def _slopes(
 
 def _value(fun: Callable[[NDArray[np.float64]], Any], at: NDArray[np.float64], where: str, step: float) -> float:
     result = fun(at)
-    if np.ndim(result) != 0 or not np.isreal(result) or not np.isfinite(result):
+    if isinstance(result, np.ndarray) and result.ndim == 0:
+        result = result[()]
+    if not isinstance(result, numbers.Real) or not math.isfinite(result):
         raise InvalidArgumentError(
             f"fun must return one finite number; found {result!r} a step of {step:g} along {where}"
         )

@@ -155,6 +155,8 @@ class Objective:
         self._w[: self.n_examples] = 1 if weights is None else weights
         self._total_weight = float(self.n_examples if weights is None else weights.sum())
         self._scale = dtype.type(1.0 / self._total_weight)
+        # A dead unit's slope rho / tiny would be infinite in float32, and infinity times its f' = 0 is NaN.
+        self._steepest = np.finfo(dtype).max / (16.0 * (1.0 if weights is None else float(weights.max())))
         self._decay = np.array(net.decays, dtype)
         self._penalties = [(i, plan.dense[i]) for i in plan.sparse]
         self._table = plan.rows()
@@ -290,8 +292,7 @@ class Objective:
                 assert layer.sparsity is not None
                 sparsity += layer.sparsity.value(rho_hat)
                 slope = layer.sparsity.derivative(rho_hat) * layer.activation.unit_slope
-                with np.errstate(over="ignore"):
-                    self._sparsity[plan.units(i)] = slope
+                self._sparsity[plan.units(i)] = np.clip(slope, -self._steepest, self._steepest)
         self._allocate_scratch()
         workers = min(get_num_threads(), plan.worker_limit)
         network = (self._table, plan.n_kept, theta, self._constants)
@@ -349,9 +350,11 @@ def _check_weights(sample_weight: ArrayLike | None, m: int) -> NDArray[np.float6
     bad = np.flatnonzero(weights < 0)
     if bad.size:
         raise InvalidArgumentError(f"sample_weight must not be negative; found {weights[bad[0]]} at row {bad[0]}")
-    if weights.sum() == 0:
+    if not weights.any():
         raise InvalidArgumentError("sample_weight must not be all zero")
-    return weights
+    # Only ratios matter. Scaled by a power of two, which rounds nothing, so that the largest lies in [1/2, 1), neither
+    # the weights nor their sum can overflow in any dtype.
+    return np.ldexp(weights, -np.frexp(weights.max())[1])
 
 
 def _warn_of_unreachable(net: MLP, targets: NDArray[Any]) -> None:

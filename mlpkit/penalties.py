@@ -81,4 +81,5 @@ class KLSparsity:
     def derivative(self, rho_hat: ArrayLike) -> NDArray[np.float64]:
         """Return beta * (-rho / rho_hat + (1 - rho) / (1 - rho_hat)) for each unit, equation (1.3.22)."""
         r = np.clip(np.asarray(rho_hat, dtype=np.float64), _LOWEST, _HIGHEST)
-        return self.beta * (-self.rho / r + (1.0 - self.rho) / (1.0 - r))
+        with np.errstate(over="ignore"):  # a dead unit's slope may pass the largest float64
+            return self.beta * (-self.rho / r + (1.0 - self.rho) / (1.0 - r))

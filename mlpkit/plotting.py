@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -123,7 +123,7 @@ def training(history: History | FitResult, path: PathLike | None = None) -> Figu
     >>> [axes.get_ylabel() for axes in figure.axes]
     ['cost', 'gradient norm']
     """
-    records = list(getattr(history, "history", history))
+    records = history if isinstance(history, list) else history.history
     if not records:
         raise InvalidArgumentError("history must hold at least one iteration; found none")
     iterations = np.array([record.iteration for record in records])
@@ -304,7 +304,7 @@ _DOTS = "..."
 _ARROW = {"arrowstyle": "-|>", "color": "black", "linewidth": 0.8, "shrinkA": 0, "shrinkB": 0}
 
 
-def _new_figure(size: tuple[float, float], layout: str | None = "constrained") -> Figure:
+def _new_figure(size: tuple[float, float], layout: Literal["constrained"] | None = "constrained") -> Figure:
     """Return an empty figure of `size` inches that belongs to no pyplot state."""
     import_extra("matplotlib", extra="plot")
     from matplotlib.figure import Figure

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import numpy as np
 import pytest
 
-from mlpkit import LBFGS, MLP, Dense, Input, KLSparsity, Objective
+from mlpkit import LBFGS, MLP, Dense, Input, KLSparsity, Objective, gradient_check
 from mlpkit.errors import InvalidArgumentError
 from mlpkit.gradient_check import (
     check_gradient,
@@ -17,7 +19,8 @@ from mlpkit.gradient_check import (
 def quartic(theta):
     """A smooth function of every coordinate, with its true gradient."""
     scale = 1.0 + np.arange(theta.size) % 7
-    return float((scale * theta**2).sum() + (theta**4).sum()), 2 * scale * theta + 4 * theta**3
+    square = theta * theta
+    return float((scale + square) @ square), 2 * scale * theta + 4 * square * theta
 
 
 def data(n_inputs, n_outputs, m=12, seed=0):
@@ -90,7 +93,7 @@ class TestNumericalGradient:
 
 
 class TestCompareGradients:
-    BLOCKS = {"first": slice(0, 30), "second": slice(30, 40), "empty": slice(40, 40)}
+    BLOCKS: ClassVar = {"first": slice(0, 30), "second": slice(30, 40), "empty": slice(40, 40)}
 
     def compare(self, edit=lambda g: None, size=40, blocks=None, **options):
         def function(theta):
@@ -159,9 +162,9 @@ class TestCompareGradients:
             return float(value), factor * (3 * theta**2 + 1e-5)
 
         assert compare_gradients(function, np.zeros(2), {"all": slice(2)}).ok
-        assert not compare_gradients(lambda t: function(t, 1.001), np.zeros(2), {"all": slice(2)}).ok
+        assert not compare_gradients(lambda t: function(t, 1.01), np.zeros(2), {"all": slice(2)}).ok
 
-    LARGE = {"first": slice(0, 29000), "second": slice(29000, 29005), "third": slice(29005, 30000)}
+    LARGE: ClassVar = {"first": slice(0, 5000), "second": slice(5000, 5005), "third": slice(5005, 6000)}
 
     def test_large_vectors_are_sampled(self):
         calls = []
@@ -170,19 +173,19 @@ class TestCompareGradients:
             calls.append(1)
             return quartic(theta)
 
-        theta = np.random.default_rng(2).normal(size=30000)
+        theta = np.random.default_rng(2).normal(size=6000)
         report = compare_gradients(function, theta, self.LARGE)
         assert report.ok
         assert report.max_relative_error < 1e-5
         assert len(calls) < 1000
-        assert [block.n_checked for block in report.layers] == [387, 5, 13]
+        assert [block.n_checked for block in report.layers] == [333, 5, 66]
         assert compare_gradients(function, theta, self.LARGE) == report  # seeded
 
     def test_directions_find_a_single_wrong_parameter_among_many(self):
         def edit(gradient):
-            gradient[12345] += 30.0  # a hundredth of the norm, in a parameter outside the sample
+            gradient[4321] += 15.0  # a hundredth of the norm, in a parameter outside the sample
 
-        report = self.compare(edit, size=30000, blocks=self.LARGE)
+        report = self.compare(edit, size=6000, blocks=self.LARGE)
         assert [block.ok for block in report.layers] == [False, True, True]
 
     def test_up_to_2000_parameters_every_one_is_checked(self):
@@ -242,30 +245,29 @@ class TestCheckGradient:
     @pytest.mark.parametrize("dtype", ["float64", "float32"])
     @pytest.mark.parametrize("block", [0, 1, 4, 5])
     def test_a_mistake_in_the_engine_is_found(self, dtype, block, monkeypatch):
-        true = Objective.value_and_gradient
         net = network(dtype)
         bounds = np.cumsum([0, 20, 4, 12, 3, 6, 2])
         where = slice(bounds[block], bounds[block + 1])
 
-        def wrong(self, theta, out=None):
-            value, gradient = true(self, theta, out)
-            gradient[where] *= 1.001
-            return value, gradient
+        class Wrong(Objective):
+            def value_and_gradient(self, theta):
+                value, gradient = super().value_and_gradient(theta)
+                gradient[where] *= 1.001
+                return value, gradient
 
-        monkeypatch.setattr(Objective, "value_and_gradient", wrong)
+        monkeypatch.setattr(gradient_check, "Objective", Wrong)
         report = check_gradient(net, *data(5, 2))
         assert [check.ok for check in report.layers] == [k != block for k in range(6)]
 
     def test_a_mistake_in_float32_alone_is_found(self, monkeypatch):
-        true = Objective.value_and_gradient
+        class Wrong(Objective):
+            def value_and_gradient(self, theta):
+                value, gradient = super().value_and_gradient(theta)
+                if gradient.dtype == np.float32:
+                    gradient *= 1.001
+                return value, gradient
 
-        def wrong(self, theta, out=None):
-            value, gradient = true(self, theta, out)
-            if gradient.dtype == np.float32:
-                gradient *= 1.001
-            return value, gradient
-
-        monkeypatch.setattr(Objective, "value_and_gradient", wrong)
+        monkeypatch.setattr(gradient_check, "Objective", Wrong)
         assert check_gradient(network(), *data(5, 2)).ok
         assert not check_gradient(network("float32"), *data(5, 2)).ok
 

@@ -164,15 +164,37 @@ def test_autoencoder_targets_equal_to_inputs():
     assert bits(one[1]) == bits(two[1])
 
 
-@pytest.mark.parametrize("value", [-200.0, 40.0])
 @DTYPES
-def test_dead_and_saturated_units_cost_much_but_stay_finite(dtype, value):
-    # in both dtypes rho_hat rounds to 0 (or 1): KL is clamped, and f' = 0 lets nothing through
-    net = mlpkit.sparse_autoencoder(n_inputs=4, n_hidden=3, dtype=dtype)
-    net.biases[0][:] = value * (5 if dtype == "float64" else 1)
-    J, g = mlpkit.Objective(net, np.full((5, 4), 0.5), np.full((5, 4), 0.5)).value_and_gradient(net.theta)
+@pytest.mark.parametrize("activation", ["sigmoid", "tanh", "softmax"])
+@pytest.mark.parametrize("value", [-1e4, -200.0, 40.0, 1e4])
+def test_dead_and_saturated_units_cost_much_but_stay_finite(dtype, activation, value):
+    # rho_hat rounds to 0 or to 1: KL is clamped, and f' = 0 lets none of its huge slope through,
+    # which must not overflow on the way, since 0 * inf is NaN
+    sparsity = mlpkit.KLSparsity(rho=0.5, beta=30.0)
+    layers = [mlpkit.Input(4), mlpkit.Dense(3, activation, sparsity=sparsity)]
+    net = mlpkit.MLP([*layers, mlpkit.Dense(4, "sigmoid")], dtype=dtype, seed=0)
+    net.biases[0][:] = value
+    if activation == "softmax":
+        net.biases[0][1:] = 0.0
+    X = np.full((5, 4), 0.5)
+    J, g = mlpkit.Objective(net, X, X).value_and_gradient(net.theta)
     assert np.isfinite(J)
+    assert J > 100.0
     assert np.isfinite(g).all()
+
+
+@pytest.mark.parametrize("m", [1, 3, 9, 17])
+def test_lanes_without_an_example_leak_nothing(m):
+    # W x + b cancels for the data; whatever fills a tile up must not bring in b alone, which
+    # the second layer would take to infinity
+    identity = [mlpkit.Dense(1, "identity") for _ in range(3)]
+    net = mlpkit.MLP([mlpkit.Input(1), *identity])
+    net.theta = [-1e200, 1e200, 1e200, 0.0, 1.0, 0.0]
+    X = np.ones((m, 1))
+    J, g = mlpkit.Objective(net, X, X).value_and_gradient(net.theta)
+    assert relative(J, 0.5) < 1e-12
+    np.testing.assert_allclose(g, [-1e200, -1e200, 0.0, -1.0, 0.0, -1.0])
+    assert not net.predict(X).any()
 
 
 # Sample weights ---------------------------------------------------------------------------------
@@ -199,6 +221,17 @@ def test_weight_zero_is_removal_to_the_bit():
     J2, g2 = removed.value_and_gradient(case.net.theta)
     assert J == J2
     assert bits(g) == bits(g2)
+
+
+@DTYPES
+@pytest.mark.parametrize("factor", [2.0**-20, 2.0**20])
+def test_only_the_proportions_of_weights_matter(dtype, factor):
+    w = np.random.default_rng(3).integers(1, 9, 100) / 4
+    case, scaled = (sparse_case(100, dtype=dtype, sample_weight=v) for v in (w, factor * w))
+    J, g = case.objective().value_and_gradient(case.net.theta)
+    J2, g2 = scaled.objective().value_and_gradient(case.net.theta)
+    assert relative(J, J2) < TOLERANCE[dtype]
+    assert max(reference.layer_errors(case.twin, g, g2)) < TOLERANCE[dtype]
 
 
 # To the bit -------------------------------------------------------------------------------------
@@ -454,3 +487,14 @@ def test_targets_inside_the_output_range_do_not_warn(activation):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         mlpkit.Objective(net, np.zeros((3, 2)), np.array([[low], [1.0], [0.5]]))
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("scale", [1e-320, 1e-50, 1e39, 1e308])
+def test_only_ratios_of_weights_matter_however_large_or_small(dtype, scale):
+    net = mlpkit.MLP([mlpkit.Input(1), mlpkit.Dense(1, "sigmoid")], dtype=dtype, seed=0)
+    X, Y = [[0.5], [-1.0]], [0.2, 0.9]
+    J, gradient = mlpkit.Objective(net, X, Y).value_and_gradient(net.theta)
+    scaled, scaled_gradient = mlpkit.Objective(net, X, Y, sample_weight=[scale] * 2).value_and_gradient(net.theta)
+    assert scaled == pytest.approx(J, rel=1e-6)
+    np.testing.assert_allclose(scaled_gradient, gradient, rtol=1e-5)

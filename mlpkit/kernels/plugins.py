@@ -26,6 +26,7 @@ from numba.core.ccallback import CFunc
 
 from mlpkit.kernels import simd
 from mlpkit.kernels.jit import ELEMENTWISE, REDUCTION, inline, kernel, tile_function
+from mlpkit.kernels.simd import choose
 
 __all__ = ["forward_tile", "output_tile", "pullback_tile", "reads_argument", "specialise"]
 
@@ -146,10 +147,11 @@ def output_tile(loss: Any, plugin: Any, dtype: np.dtype[Any]) -> CFunc:
             total = 0.0
             for i in range(n):
                 w = deltas[i]
+                used = w != zero
                 loss = w * value(activations[i], targets[i])
                 gradient = w * (slope(activations[i], targets[i]) * df(zs[i], activations[i]))
-                total += np.float64(loss if w != zero else zero)
-                deltas[i] = gradient if w != zero else zero
+                total += np.float64(choose(used, loss, zero))
+                deltas[i] = choose(used, gradient, zero)
             shape = (panels, rows, lanes)
             couple(carray(z, shape), carray(a, shape), carray(delta, shape))
             return total

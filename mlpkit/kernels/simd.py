@@ -36,6 +36,7 @@ __all__ = [
     "at",
     "call_elementwise",
     "call_output",
+    "choose",
     "claim",
     "lanes",
     "shift",
@@ -99,6 +100,12 @@ def shift(typingctx, pointer, n):
     return pointer(pointer, types.intp), lambda context, builder, signature, arguments: builder.gep(
         arguments[0], [arguments[1]]
     )
+
+
+@intrinsic
+def choose(typingctx, condition, a, b):
+    """Return a if condition else b, without a branch: both are computed, and loops around it stay vectorisable."""
+    return a(types.boolean, a, a), lambda context, builder, signature, arguments: builder.select(*arguments)
 
 
 @intrinsic

@@ -119,10 +119,10 @@ def cut(n_examples: int, dtype: Any, live_rows: int, n_parameters: int) -> Cut:
     itemsize = np.dtype(dtype).itemsize
     n_lanes = simd.lanes(dtype)
     n_panels = -(-n_examples // n_lanes)
-    # Short tiles pay for the sums at the end of each dot product, long ones fall out of the cache.
+    # Short tiles pay for the sums at the end of each dot product, long ones fall out of the cache; more panels than a
+    # first-level cache has ways (8 is usual) push one another out where their stride is a power of two.
     fitting = _second_level_cache() // (live_rows * n_lanes * itemsize)
-    shortest, longest = -(-128 // n_lanes), -(-512 // n_lanes)
-    tile_panels = max(shortest, min(longest, fitting))
+    tile_panels = max(4, min(8, fitting))
     n_tiles = -(-n_panels // tile_panels)
     n_slabs = max(8, min(_MOST_SLABS, _SLAB_BYTES // (n_parameters * itemsize)))
     slab_tiles = -(-n_tiles // n_slabs)
