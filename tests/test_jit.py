@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.linalg  # noqa: F401  (loads its BLAS, so that the counts below compare like with like)
 from threadpoolctl import threadpool_info
 
 import mlpkit
@@ -133,6 +134,19 @@ def test_blas_is_held_to_one_thread_and_given_back():
     with blas_limited(), blas_limited():
         assert set(blas_threads()) <= {1}
     assert blas_threads() == before
+
+
+def test_the_hold_reaches_the_blas_that_scipy_loads_later():
+    code = """
+from mlpkit.kernels.jit import blas_limited
+import scipy.linalg  # noqa: F401  (loads its BLAS, so that the counts below compare like with like)
+from threadpoolctl import threadpool_info
+with blas_limited():
+    import scipy.optimize
+    import scipy.linalg
+    print({pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"})
+"""
+    assert run(code, PACKAGE.parent) == ["{1}"]
 
 
 def test_an_evaluation_handed_on_holds_blas_until_it_is_let_go():

@@ -224,9 +224,9 @@ def test_weight_zero_is_removal_to_the_bit():
 
 
 @DTYPES
-@pytest.mark.parametrize("factor", [2.0**-20, 2.0**20])
+@pytest.mark.parametrize("factor", [1e-320, 1e-50, 2.0**-20, 2.0**20, 1e39, 1e300])
 def test_only_the_proportions_of_weights_matter(dtype, factor):
-    w = np.random.default_rng(3).integers(1, 9, 100) / 4
+    w = np.random.default_rng(3).integers(1, 2 if factor < 1e-300 else 9, 100) / 4
     case, scaled = (sparse_case(100, dtype=dtype, sample_weight=v) for v in (w, factor * w))
     J, g = case.objective().value_and_gradient(case.net.theta)
     J2, g2 = scaled.objective().value_and_gradient(case.net.theta)
@@ -487,14 +487,3 @@ def test_targets_inside_the_output_range_do_not_warn(activation):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         mlpkit.Objective(net, np.zeros((3, 2)), np.array([[low], [1.0], [0.5]]))
-
-
-@pytest.mark.parametrize("dtype", ["float64", "float32"])
-@pytest.mark.parametrize("scale", [1e-320, 1e-50, 1e39, 1e308])
-def test_only_ratios_of_weights_matter_however_large_or_small(dtype, scale):
-    net = mlpkit.MLP([mlpkit.Input(1), mlpkit.Dense(1, "sigmoid")], dtype=dtype, seed=0)
-    X, Y = [[0.5], [-1.0]], [0.2, 0.9]
-    J, gradient = mlpkit.Objective(net, X, Y).value_and_gradient(net.theta)
-    scaled, scaled_gradient = mlpkit.Objective(net, X, Y, sample_weight=[scale] * 2).value_and_gradient(net.theta)
-    assert scaled == pytest.approx(J, rel=1e-6)
-    np.testing.assert_allclose(scaled_gradient, gradient, rtol=1e-5)

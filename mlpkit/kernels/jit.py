@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import importlib
 import os
 import threading
 import warnings
@@ -259,6 +260,8 @@ class _BlasHold:
     def enter(self) -> None:
         with self._lock:
             if self._holders == 0:
+                # SciPy brings a BLAS of its own, and a limit reaches only libraries that are loaded.
+                importlib.import_module("scipy.linalg")
                 self._limiter = ThreadpoolController().limit(limits=1, user_api="blas")
             self._holders += 1
 
