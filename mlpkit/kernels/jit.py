@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import importlib
 import os
 import threading
 import warnings
@@ -261,7 +260,8 @@ class _BlasHold:
         with self._lock:
             if self._holders == 0:
                 # SciPy brings a BLAS of its own, and a limit reaches only libraries that are loaded.
-                importlib.import_module("scipy.linalg")
+                import scipy.linalg  # noqa: F401
+
                 self._limiter = ThreadpoolController().limit(limits=1, user_api="blas")
             self._holders += 1
 
