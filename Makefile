@@ -4,6 +4,7 @@
 #   make test    lint, type check, tests, doctests and examples: what CI runs
 #   make lint    the first two only
 #   make bench   the CS294A exercise against NumPy and SciPy, end to end
+#   make lowest  the tests against the lowest versions that pyproject.toml admits (tests/lowest.txt)
 #   make clean   remove what the other targets wrote, except .venv
 
 PYTHON ?= python3
@@ -13,7 +14,7 @@ DEMO_ARGS ?=
 BENCH_ARGS ?=
 PYTEST_ARGS ?=
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench lowest clean
 
 demo: $(VENV)/.demo-installed
 	$(BIN)/python -m mlpkit demo $(DEMO_ARGS)
@@ -30,6 +31,13 @@ lint: $(VENV)/.dev-installed
 
 bench: $(VENV)/.demo-installed
 	$(BIN)/python benchmarks/cs294a_exercise.py $(BENCH_ARGS)
+
+# Lowest versions share neither the environment nor the kernel cache with the rest.
+lowest:
+	$(PYTHON) -m venv $(VENV)-lowest
+	$(VENV)-lowest/bin/python -m pip install --quiet --upgrade "pip>=25.1"
+	$(VENV)-lowest/bin/python -m pip install --quiet --editable ".[examples]" --group test --constraint tests/lowest.txt
+	NUMBA_CACHE_DIR=$(VENV)-lowest/kernels $(VENV)-lowest/bin/python -m pytest $(PYTEST_ARGS)
 
 clean:
 	rm -rf build dist mlpkit-demo benchmarks/results .hypothesis .mypy_cache .pytest_cache .ruff_cache
