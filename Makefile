@@ -5,7 +5,7 @@
 #   make lint    the first two only
 #   make bench   the CS294A exercise against NumPy and SciPy, end to end
 #   make lowest  the tests against the lowest versions that pyproject.toml admits (tests/lowest.txt)
-#   make clean   remove what the other targets wrote, except .venv
+#   make clean   remove what the other targets wrote, except .venv and .venv-lowest
 
 PYTHON ?= python3
 VENV := .venv

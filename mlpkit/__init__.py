@@ -10,7 +10,7 @@ Examples
 
 from mlpkit import activations, datasets, errors, losses, plotting, preprocessing
 from mlpkit.autoencoder import maximal_inputs, sparse_autoencoder
-from mlpkit.errors import MissingExtraError, MlpkitError, ModelFormatError, TargetRangeWarning
+from mlpkit.errors import InvalidArgumentError, MissingExtraError, MlpkitError, ModelFormatError, TargetRangeWarning
 from mlpkit.gradient_check import check_gradient, numerical_gradient
 from mlpkit.kernels import vmath
 from mlpkit.kernels.jit import get_num_threads, set_num_threads
@@ -30,6 +30,7 @@ __all__ = [
     "Dense",
     "GradientDescent",
     "Input",
+    "InvalidArgumentError",
     "KLSparsity",
     "MissingExtraError",
     "MlpkitError",

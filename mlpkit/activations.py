@@ -16,13 +16,18 @@ import numpy as np
 from numba.core.ccallback import CFunc
 from numpy.typing import ArrayLike, NDArray
 
+from mlpkit.checks import check_choice
 from mlpkit.errors import InvalidArgumentError
 from mlpkit.kernels import plugins, vmath
 from mlpkit.kernels.softmax import softmax_forward, softmax_pullback
+from mlpkit.registry import Registry, check_plain_functions
 
-__all__ = ["Activation", "get", "identity", "names", "register", "relu", "sigmoid", "softmax", "tanh"]
+__all__ = ["INITIALIZERS", "Activation", "get", "identity", "names", "register", "relu", "sigmoid", "softmax", "tanh"]
 
 _INFINITY = float("inf")
+
+# How weights can start; `mlpkit.layers` draws them.
+INITIALIZERS = ("notes", "uniform", "glorot_uniform", "glorot_normal", "he_uniform", "he_normal")
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +49,8 @@ class Activation:
     tile_forward, tile_pullback : callable, optional
         For functions that couple the units of a layer, such as softmax: bodies over (panels, rows, lanes) in place of
         `function` and `derivative`.
+    builtin : bool
+        mlpkit's own only: compiled code is kept on disk, under a fingerprint of mlpkit's sources.
 
     Examples
     --------
@@ -71,8 +78,16 @@ class Activation:
             raise InvalidArgumentError(
                 f"activation {self.name!r} needs either function and derivative, or tile_forward and tile_pullback"
             )
-        if not self.range[0] < self.range[1]:
+        check_plain_functions(
+            self.name,
+            function=self.function,
+            derivative=self.derivative,
+            tile_forward=self.tile_forward,
+            tile_pullback=self.tile_pullback,
+        )
+        if not (isinstance(self.range, tuple) and len(self.range) == 2 and self.range[0] < self.range[1]):
             raise InvalidArgumentError(f"range must be (low, high) with low < high; found {self.range}")
+        check_choice(self.default_init, "default_init", INITIALIZERS)
 
     @property
     def coupled(self) -> bool:
@@ -95,7 +110,7 @@ class Activation:
         return 1.0 / (self.range[1] - self.range[0])
 
     def __call__(self, z: ArrayLike) -> NDArray[Any]:
-        """Apply f to an array, in NumPy; softmax runs along the last axis."""
+        """Apply f to each number of an array, in plain Python, for plots; softmax runs along the last axis."""
         values = np.asarray(z)
         if values.dtype.kind != "f":
             values = values.astype(np.float64)
@@ -163,7 +178,9 @@ softmax = Activation(
     builtin=True,
 )
 
-_REGISTRY: dict[str, Activation] = {f.name: f for f in (sigmoid, tanh, identity, relu, softmax)}
+_REGISTRY = Registry(Activation)
+for _activation in (sigmoid, tanh, identity, relu, softmax):
+    _REGISTRY.register(_activation)
 
 
 def names() -> list[str]:
@@ -174,23 +191,18 @@ def names() -> list[str]:
     >>> names()[:2]
     ['sigmoid', 'tanh']
     """
-    return list(_REGISTRY)
+    return _REGISTRY.names()
 
 
 def register(activation: Activation) -> Activation:
-    """Make an activation known by its name, so that layers and model files can refer to it.
+    """Make an activation known by its name, so that layer lists and model files can refer to it.
 
     Raises
     ------
     InvalidArgumentError
-        If the name is taken by another activation.
+        If its name is taken by another activation.
     """
-    if not isinstance(activation, Activation):
-        raise InvalidArgumentError(f"activation must be an Activation; found {activation!r}")
-    if _REGISTRY.get(activation.name, activation) is not activation:
-        raise InvalidArgumentError(f"an activation named {activation.name!r} is already registered")
-    _REGISTRY[activation.name] = activation
-    return activation
+    return _REGISTRY.register(activation)
 
 
 def get(activation: str | Activation) -> Activation:
@@ -206,10 +218,4 @@ def get(activation: str | Activation) -> Activation:
     >>> get("tanh")
     <activation tanh>
     """
-    if isinstance(activation, Activation):
-        return activation
-    if isinstance(activation, str) and activation in _REGISTRY:
-        return _REGISTRY[activation]
-    raise InvalidArgumentError(
-        f"activation must be an Activation or one of {', '.join(map(repr, names()))}; found {activation!r}"
-    )
+    return _REGISTRY.resolve(activation)

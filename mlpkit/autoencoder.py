@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from mlpkit.checks import check_integer
 from mlpkit.errors import InvalidArgumentError
 from mlpkit.layers import Dense, Input
-from mlpkit.mlp import MLP
+from mlpkit.mlp import MLP, check_network
 from mlpkit.penalties import KLSparsity
 
 __all__ = ["maximal_inputs", "sparse_autoencoder"]
@@ -119,6 +119,7 @@ def maximal_inputs(net: MLP, layer: int = 2) -> NDArray[Any]:
     >>> maximal_inputs(net)
     array([[ 0.6, -0.8]])
     """
+    check_network(net)
     if check_integer(layer, "layer") != 2:
         raise InvalidArgumentError(
             "layer must be 2: x = W / ||W|| maximises the units of the first layer after the "

@@ -11,7 +11,16 @@ from numpy.typing import DTypeLike, NDArray
 
 from mlpkit.errors import InvalidArgumentError
 
-__all__ = ["check_choice", "check_integer", "check_matrix", "check_number", "check_vector"]
+__all__ = [
+    "check_choice",
+    "check_flag",
+    "check_integer",
+    "check_matrix",
+    "check_number",
+    "check_out",
+    "check_vector",
+    "real_array",
+]
 
 
 def check_number(
@@ -76,6 +85,37 @@ def check_choice(value: Any, name: str, choices: tuple[str, ...]) -> str:
     return value
 
 
+def check_flag(value: Any, name: str) -> bool:
+    """Return `value` as a bool if it is True or False; anything else that is merely truthy is an error.
+
+    Examples
+    --------
+    >>> check_flag(True, "bias")
+    True
+    """
+    if not isinstance(value, (bool, np.bool_)):
+        raise InvalidArgumentError(f"{name} must be True or False; found {value!r}")
+    return bool(value)
+
+
+def check_out(out: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
+    """Return a fresh array where `out` is None, or `out` if results of this shape and dtype can be written to it.
+
+    Examples
+    --------
+    >>> check_out(None, (2, 3), np.dtype("float32")).shape
+    (2, 3)
+    """
+    if out is None:
+        return np.empty(shape, dtype)
+    if not (isinstance(out, np.ndarray) and out.shape == shape and out.dtype == dtype and out.flags.carray):
+        found = f"shape {out.shape}, dtype {out.dtype}" if isinstance(out, np.ndarray) else type(out).__name__
+        raise InvalidArgumentError(
+            f"out must be a writable C-contiguous array of shape {shape} and dtype {dtype}; found {found}"
+        )
+    return out
+
+
 def check_matrix(
     values: Any, name: str, *, n_columns: int | None = None, dtype: DTypeLike = np.float64
 ) -> NDArray[Any]:
@@ -107,7 +147,7 @@ def check_matrix(
     >>> check_matrix([[1, 2], [3, 4]], "X", n_columns=2).dtype
     dtype('float64')
     """
-    array = _real_array(values, name)
+    array = real_array(values, name)
     if array.ndim == 1 and n_columns == 1:
         array = array[:, np.newaxis]
     if array.ndim != 2:
@@ -132,7 +172,7 @@ def check_vector(values: Any, name: str, *, length: int | None = None, dtype: DT
     >>> check_vector([1, 2, 3], "sample_weight", length=3)
     array([1., 2., 3.])
     """
-    array = _real_array(values, name)
+    array = real_array(values, name)
     if array.ndim != 1 or (length is not None and array.shape[0] != length):
         wanted = "one dimension" if length is None else f"shape ({length},)"
         raise InvalidArgumentError(f"{name} must have {wanted}; found shape {array.shape}")
@@ -142,7 +182,10 @@ def check_vector(values: Any, name: str, *, length: int | None = None, dtype: DT
     return vector
 
 
-def _real_array(values: Any, name: str) -> NDArray[Any]:
+def real_array(values: Any, name: str) -> NDArray[Any]:
+    """Return `values` as an array of real numbers of any shape, finite or not."""
+    if isinstance(values, np.ma.MaskedArray):
+        raise InvalidArgumentError(f"{name} must not be a masked array, whose mask would be lost")
     try:
         array = np.asarray(values)
         if array.dtype == object:

@@ -9,7 +9,6 @@ makes no sense, 130 after Ctrl-C.
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import sys
 import time
 from collections.abc import Sequence
@@ -18,13 +17,15 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from mlpkit import activations, datasets, model_file, plotting, preprocessing, show_config
+from mlpkit import activations, datasets, model_file, plotting, preprocessing
 from mlpkit.autoencoder import sparse_autoencoder
 from mlpkit.errors import MissingExtraError, MlpkitError, import_extra
 from mlpkit.kernels.jit import set_num_threads
 from mlpkit.layers import Dense, Input
 from mlpkit.mlp import MLP
 from mlpkit.optimizers import LBFGS
+from mlpkit.penalties import KLSparsity
+from mlpkit.system import package_version, show_config
 
 __all__ = ["main"]
 
@@ -66,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="mlpkit", description="Exact multilayer perceptrons on multi-core CPUs.")
-    version = importlib.metadata.version("mlpkit")
+    version = package_version("mlpkit")
     parser.add_argument("--version", action="version", version=f"mlpkit {version}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     _add_demo(commands)
@@ -154,11 +155,12 @@ def _warmup(options: argparse.Namespace) -> int:
 
 
 def _exercise(activation: str, loss: str, dtype: str) -> None:
-    """Make a tiny network do everything once, which compiles what it uses."""
-    net = MLP([Input(2), Dense(3, activation), Dense(2, activation)], loss=loss, dtype=dtype, seed=0)
-    X = np.array([[0.2, 0.8], [0.6, 0.4]])
-    for keep in (True, False):
-        net.fit(X, X[::-1], optimizer=LBFGS(max_iter=1), keep_activations=keep)
+    """Make a small network do everything once, sparse and on several tiles, which compiles what it uses."""
+    bounded = np.isfinite(activations.get(activation).range).all()
+    hidden = Dense(3, activation, sparsity=KLSparsity() if bounded else None)
+    net = MLP([Input(2), hidden, Dense(2, activation)], loss=loss, dtype=dtype, seed=0)
+    X = np.resize([[0.2, 0.8], [0.6, 0.4]], (2000, 2))
+    net.fit(X, X[:, ::-1], optimizer=LBFGS(max_iter=1))
     net.predict(X[:1])
     net.predict(X)
 

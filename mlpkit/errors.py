@@ -36,7 +36,7 @@ class MissingExtraError(MlpkitError, ImportError):
 
 
 class TargetRangeWarning(UserWarning):
-    """Targets lie outside the range of the output activation, which therefore can never reach them."""
+    """Targets lie outside the range of a bounded output activation, which therefore can never reach them."""
 
 
 def import_extra(module: str, *, extra: str) -> ModuleType:

@@ -24,7 +24,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -33,10 +33,8 @@ from mlpkit.checks import check_integer, check_number, check_vector
 from mlpkit.errors import InvalidArgumentError, TargetRangeWarning
 from mlpkit.kernels.jit import blas_limited
 from mlpkit.layers import parameter_blocks
+from mlpkit.mlp import MLP, check_network
 from mlpkit.objective import Objective
-
-if TYPE_CHECKING:
-    from mlpkit.mlp import MLP
 
 __all__ = [
     "BlockCheck",
@@ -162,6 +160,8 @@ def numerical_gradient(
     >>> numerical_gradient(lambda theta: theta[0] ** 2 * theta[1], [3.0, 2.0]).round(6)
     array([12.,  9.])
     """
+    if not callable(fun):
+        raise InvalidArgumentError(f"fun must be callable; found {fun!r}")
     point = check_vector(theta, "theta")
     step = _check_epsilon(epsilon, point)
     return _differences(fun, point, np.arange(point.size), step)
@@ -310,6 +310,7 @@ def check_gradient(
     >>> report.ok
     True
     """
+    check_network(net)
     blocks: dict[str, slice] = {}
     for number, block in enumerate(parameter_blocks(net.layers), start=1):
         blocks[f"W^({number})"] = slice(block.W, block.b)
@@ -319,7 +320,8 @@ def check_gradient(
         objective = Objective(net, X, Y, sample_weight=sample_weight)
         if net.dtype == np.float64:
             return compare_gradients(objective.value_and_gradient, theta, blocks, epsilon, seed=seed)
-        gradient32 = objective.value_and_gradient(net.theta.copy())[1].astype(np.float64)
+        _, single = objective.value_and_gradient(net.theta.copy())
+        gradient32 = check_vector(single, "gradient in float32", length=theta.size)
         # The same rounded data in both, so that what is compared is the arithmetic.
         X, Y, sample_weight = (_rounded(values, net.dtype) for values in (X, Y, sample_weight))
         with warnings.catch_warnings():  # about targets: the first objective has warned
@@ -327,7 +329,7 @@ def check_gradient(
             exact = Objective(_float64_copy(net), X, Y, sample_weight=sample_weight)
         report = compare_gradients(exact.value_and_gradient, theta, blocks, epsilon, seed=seed)
         cost, gradient = exact.value_and_gradient(theta)
-    smallest = float(_ROUNDING * np.finfo(net.dtype).eps * abs(cost) / TOLERANCE)
+    smallest = _ROUNDING * float(np.finfo(net.dtype).eps) * abs(cost) / TOLERANCE
     checks = []
     for check in report.layers:
         where = blocks[check.name]
@@ -360,7 +362,7 @@ def _relative_error(g: NDArray[np.float64], n: NDArray[np.float64], smallest: fl
     norms = float(np.linalg.norm(g) + np.linalg.norm(n))
     scale = max(norms, smallest * math.sqrt(g.size))
     difference = float(np.linalg.norm(g - n))
-    return difference / scale if difference > 0 else 0.0
+    return 0.0 if difference == 0 else difference / scale
 
 
 def _lost(theta: NDArray[np.float64], step: float) -> NDArray[np.intp]:

@@ -9,20 +9,26 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mlpkit import activations
-from mlpkit.activations import Activation
-from mlpkit.checks import check_choice, check_integer, check_number
+from mlpkit.activations import INITIALIZERS, Activation
+from mlpkit.checks import check_choice, check_flag, check_integer, check_number
 from mlpkit.errors import InvalidArgumentError
 from mlpkit.penalties import KLSparsity
 
-__all__ = ["INITIALIZERS", "Dense", "Input", "ParameterBlock", "draw_parameters", "parameter_blocks"]
-
-INITIALIZERS = ("notes", "uniform", "glorot_uniform", "glorot_normal", "he_uniform", "he_normal")
+__all__ = [
+    "Dense",
+    "Input",
+    "ParameterBlock",
+    "draw_parameters",
+    "layer_config",
+    "layer_from_config",
+    "parameter_blocks",
+]
 
 
 @dataclass(frozen=True)
@@ -106,15 +112,13 @@ class Dense:
             check_choice(init, "init", INITIALIZERS)
         elif init is not None:
             init = check_number(init, "init")
-        if not isinstance(bias, (bool, np.bool_)):
-            raise InvalidArgumentError(f"bias must be True or False; found {bias!r}")
         fields = {
             "units": check_integer(units, "Dense units", low=1),
             "activation": f,
             "sparsity": sparsity,
             "weight_decay": weight_decay,
             "init": init,
-            "bias": bool(bias),
+            "bias": check_flag(bias, "bias"),
         }
         for name, value in fields.items():
             object.__setattr__(self, name, value)
@@ -198,3 +202,38 @@ def _draw_weights(
         return generator.normal(0.0, np.sqrt(variance), size)
     limit = np.sqrt(3.0 * variance)  # a uniform variable on [-limit, limit] has variance limit**2 / 3
     return generator.uniform(-limit, limit, size)
+
+
+def layer_config(layer: Input | Dense) -> dict[str, Any]:
+    """Return a layer as plain values that JSON can hold."""
+    if isinstance(layer, Input):
+        return {"type": "Input", "units": layer.units}
+    sparsity = layer.sparsity
+    return {
+        "type": "Dense",
+        "units": layer.units,
+        "activation": layer.activation.name,
+        "sparsity": None if sparsity is None else {"type": "KLSparsity", "rho": sparsity.rho, "beta": sparsity.beta},
+        "weight_decay": layer.weight_decay,
+        "init": layer.init,
+        "bias": layer.bias,
+    }
+
+
+def layer_from_config(entry: dict[str, Any]) -> Input | Dense:
+    """Return the layer that `layer_config` described."""
+    kind = check_choice(entry["type"], "type", ("Input", "Dense"))
+    if kind == "Input":
+        return Input(entry["units"])
+    sparsity = entry["sparsity"]
+    if sparsity is not None:
+        check_choice(sparsity["type"], "sparsity type", ("KLSparsity",))
+        sparsity = KLSparsity(sparsity["rho"], sparsity["beta"])
+    return Dense(
+        entry["units"],
+        entry["activation"],
+        sparsity=sparsity,
+        weight_decay=entry["weight_decay"],
+        init=entry["init"],
+        bias=entry["bias"],
+    )

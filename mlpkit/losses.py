@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 from numba.core.ccallback import CFunc
 
-from mlpkit.activations import Activation
+from mlpkit.activations import Activation, softmax
 from mlpkit.errors import InvalidArgumentError
 from mlpkit.kernels import plugins
 from mlpkit.kernels.softmax import cross_entropy_output
+from mlpkit.registry import Registry, check_plain_functions
 
 __all__ = ["Loss", "cross_entropy", "get", "names", "register", "squared_error"]
 
@@ -34,10 +35,12 @@ class Loss:
         loss(a, y) of one output and its target.
     derivative : callable or None
         Its derivative in a.
-    fused : mapping from activation name to callable
+    fused : mapping from Activation to callable
         Bodies over (panels, rows, lanes) that give loss and its derivative in z at once.
     class_targets : bool
         Whether integer class labels are targets (as one-hot rows), and rows of targets must be probabilities.
+    builtin : bool
+        mlpkit's own only: compiled code is kept on disk, under a fingerprint of mlpkit's sources.
 
     Examples
     --------
@@ -48,7 +51,7 @@ class Loss:
     name: str
     function: Callable[..., Any] | None = None
     derivative: Callable[..., Any] | None = None
-    fused: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
+    fused: Mapping[Activation, Callable[..., Any]] = field(default_factory=dict)
     class_targets: bool = False
     builtin: bool = False
 
@@ -59,18 +62,17 @@ class Loss:
             raise InvalidArgumentError(f"loss {self.name!r} needs function and derivative, or neither")
         if self.function is None and not self.fused:
             raise InvalidArgumentError(f"loss {self.name!r} needs function and derivative, or a fused pair")
+        check_plain_functions(self.name, function=self.function, derivative=self.derivative)
 
     def check_activation(self, activation: Activation) -> None:
         """Refuse an output activation on which this loss is not defined."""
-        if self.function is None and activation.name not in self.fused:
-            raise InvalidArgumentError(
-                f"loss {self.name!r} needs an output layer with activation {' or '.join(map(repr, self.fused))}; "
-                f"found {activation.name!r}"
-            )
+        if self.function is None and activation not in self.fused:
+            wanted = " or ".join(map(repr, self.fused))
+            raise InvalidArgumentError(f"loss {self.name!r} needs an output layer with {wanted}; found {activation!r}")
 
     def reads_z(self, activation: Activation) -> bool:
         """Whether the output layer's z must be kept beside a."""
-        return activation.name in self.fused
+        return activation in self.fused
 
     def __reduce__(self) -> Any:
         if _REGISTRY.get(self.name) is self:
@@ -92,9 +94,11 @@ def output_tile(loss: Loss, activation: Activation, dtype: np.dtype[Any]) -> CFu
 
 # 1/2 ||h - y||^2, section 2.2 of the notes.
 squared_error = Loss("squared_error", lambda a, y: 0.5 * (a - y) * (a - y), lambda a, y: a - y, builtin=True)
-cross_entropy = Loss("cross_entropy", fused={"softmax": cross_entropy_output}, class_targets=True, builtin=True)
+cross_entropy = Loss("cross_entropy", fused={softmax: cross_entropy_output}, class_targets=True, builtin=True)
 
-_REGISTRY: dict[str, Loss] = {loss.name: loss for loss in (squared_error, cross_entropy)}
+_REGISTRY = Registry(Loss)
+for _loss in (squared_error, cross_entropy):
+    _REGISTRY.register(_loss)
 
 
 def names() -> list[str]:
@@ -105,23 +109,18 @@ def names() -> list[str]:
     >>> names()[:2]
     ['squared_error', 'cross_entropy']
     """
-    return list(_REGISTRY)
+    return _REGISTRY.names()
 
 
 def register(loss: Loss) -> Loss:
-    """Make a loss known by its name.
+    """Make a loss known by its name, so that layer lists and model files can refer to it.
 
     Raises
     ------
     InvalidArgumentError
-        If the name is taken by another loss.
+        If its name is taken by another loss.
     """
-    if not isinstance(loss, Loss):
-        raise InvalidArgumentError(f"loss must be a Loss; found {loss!r}")
-    if _REGISTRY.get(loss.name, loss) is not loss:
-        raise InvalidArgumentError(f"a loss named {loss.name!r} is already registered")
-    _REGISTRY[loss.name] = loss
-    return loss
+    return _REGISTRY.register(loss)
 
 
 def get(loss: str | Loss) -> Loss:
@@ -137,8 +136,4 @@ def get(loss: str | Loss) -> Loss:
     >>> get("squared_error")
     <loss squared_error>
     """
-    if isinstance(loss, Loss):
-        return loss
-    if isinstance(loss, str) and loss in _REGISTRY:
-        return _REGISTRY[loss]
-    raise InvalidArgumentError(f"loss must be a Loss or one of {', '.join(map(repr, names()))}; found {loss!r}")
+    return _REGISTRY.resolve(loss)

@@ -11,20 +11,19 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from mlpkit import losses
-from mlpkit.checks import check_choice, check_integer, check_matrix, check_number, check_vector
+from mlpkit.checks import check_choice, check_integer, check_matrix, check_number, check_out, check_vector
 from mlpkit.errors import InvalidArgumentError
 from mlpkit.kernels import sweeps
 from mlpkit.kernels.jit import get_num_threads, launch
 from mlpkit.kernels.tiles import aligned_empty
-from mlpkit.layers import Dense, Input, draw_parameters, parameter_blocks
+from mlpkit.layers import Dense, Input, draw_parameters, layer_config, layer_from_config, parameter_blocks
 from mlpkit.losses import Loss
-from mlpkit.penalties import KLSparsity
 from mlpkit.plan import Plan
 
 if TYPE_CHECKING:
     from mlpkit.training import FitResult
 
-__all__ = ["MLP"]
+__all__ = ["MLP", "check_network"]
 
 
 class MLP:
@@ -125,11 +124,7 @@ class MLP:
 
     @theta.setter
     def theta(self, values: ArrayLike) -> None:
-        self._theta[:] = self.check_theta(values)
-
-    def check_theta(self, values: ArrayLike) -> NDArray[Any]:
-        """Return a parameter vector in the network's dtype, or say what is wrong with it."""
-        return check_vector(values, "theta", length=self.n_parameters, dtype=self._dtype)
+        self._theta[:] = check_vector(values, "theta", length=self.n_parameters, dtype=self._dtype)
 
     @property
     def weights(self) -> list[NDArray[Any]]:
@@ -175,13 +170,7 @@ class MLP:
         """
         rows = check_matrix(X, "X", n_columns=self.sizes[0], dtype=self._dtype)
         shape = (rows.shape[0], self.sizes[-1])
-        if out is None:
-            out = np.empty(shape, self._dtype)
-        elif not (isinstance(out, np.ndarray) and out.shape == shape and out.dtype == self._dtype and out.flags.carray):
-            raise InvalidArgumentError(
-                f"out must be a writable C-contiguous array of shape {shape} and dtype {self._dtype}; found "
-                f"{f'shape {out.shape}, dtype {out.dtype}' if isinstance(out, np.ndarray) else type(out).__name__}"
-            )
+        out = check_out(out, shape, self._dtype)
         self._run(rows, [None] * (self.n_layers - 2) + [out])
         return out
 
@@ -210,7 +199,7 @@ class MLP:
         Raises
         ------
         InvalidArgumentError
-            If the output activation is neither softmax nor bounded: its outputs name no classes.
+            If the output activation is neither softmax nor bounded by whole numbers: its outputs name no classes.
 
         Examples
         --------
@@ -220,10 +209,10 @@ class MLP:
         """
         activation = self._layers[-1].activation  # type: ignore[union-attr]
         low, high = activation.range
-        if not np.all(np.isfinite(activation.range)):
+        if not (np.all(np.isfinite(activation.range)) and float(low).is_integer() and float(high).is_integer()):
             raise InvalidArgumentError(
-                "predict_labels needs an output layer of bounded activation (softmax, sigmoid, tanh); found "
-                f"{activation.name!r}"
+                "predict_labels needs an output layer of bounded activation (softmax, sigmoid, tanh), whose ends are "
+                f"whole numbers; found {activation.name!r} with range {activation.range}"
             )
         outputs = self.predict(X)
         if activation.coupled:
@@ -310,7 +299,7 @@ class MLP:
         {'type': 'Input', 'units': 2}
         """
         return {
-            "layers": [_layer_config(layer) for layer in self._layers],
+            "layers": [layer_config(layer) for layer in self._layers],
             "loss": self._loss.name,
             "weight_decay": self._weight_decay,
             "dtype": self._dtype.name,
@@ -327,7 +316,7 @@ class MLP:
         MLP([Input(2), Dense(1, 'tanh')], loss='squared_error')
         """
         net = cls(
-            [_layer_from_config(entry) for entry in config["layers"]],
+            [layer_from_config(entry) for entry in config["layers"]],
             loss=config["loss"],
             weight_decay=config["weight_decay"],
             dtype=config["dtype"],
@@ -391,6 +380,13 @@ class MLP:
         return f"MLP({', '.join(parts)})"
 
 
+def check_network(net: Any) -> MLP:
+    """Return `net` if it is an `MLP`, or say what it is."""
+    if not isinstance(net, MLP):
+        raise InvalidArgumentError(f"net must be an MLP; found {type(net).__name__}")
+    return net
+
+
 def _check_layers(layers: Any) -> tuple[Input | Dense, ...]:
     if not isinstance(layers, Sequence) or isinstance(layers, str):
         raise InvalidArgumentError(f"layers must be a list of layers; found {type(layers).__name__}")
@@ -409,36 +405,3 @@ def _check_dtype(dtype: Any) -> np.dtype[Any]:
     except TypeError:
         name = dtype
     return np.dtype(check_choice(name, "dtype", ("float64", "float32")))
-
-
-def _layer_config(layer: Input | Dense) -> dict[str, Any]:
-    if isinstance(layer, Input):
-        return {"type": "Input", "units": layer.units}
-    sparsity = layer.sparsity
-    return {
-        "type": "Dense",
-        "units": layer.units,
-        "activation": layer.activation.name,
-        "sparsity": None if sparsity is None else {"type": "KLSparsity", "rho": sparsity.rho, "beta": sparsity.beta},
-        "weight_decay": layer.weight_decay,
-        "init": layer.init,
-        "bias": layer.bias,
-    }
-
-
-def _layer_from_config(entry: dict[str, Any]) -> Input | Dense:
-    kind = check_choice(entry["type"], "type", ("Input", "Dense"))
-    if kind == "Input":
-        return Input(entry["units"])
-    sparsity = entry["sparsity"]
-    if sparsity is not None:
-        check_choice(sparsity["type"], "sparsity type", ("KLSparsity",))
-        sparsity = KLSparsity(sparsity["rho"], sparsity["beta"])
-    return Dense(
-        entry["units"],
-        entry["activation"],
-        sparsity=sparsity,
-        weight_decay=entry["weight_decay"],
-        init=entry["init"],
-        bias=entry["bias"],
-    )

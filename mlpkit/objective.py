@@ -11,6 +11,7 @@ where they would take too much memory; both ways give the same bits. Division by
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import warnings
 from typing import Any
@@ -18,12 +19,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from mlpkit.checks import check_matrix, check_vector
+from mlpkit.checks import check_flag, check_matrix, check_out, check_vector, real_array
 from mlpkit.errors import InvalidArgumentError, TargetRangeWarning
 from mlpkit.kernels import sweeps
 from mlpkit.kernels.jit import get_num_threads, hold_blas_while_alive, launch
 from mlpkit.kernels.tiles import aligned_empty, pack
-from mlpkit.mlp import MLP
+from mlpkit.mlp import MLP, check_network
 from mlpkit.plan import Plan
 
 __all__ = ["Evaluation", "Objective"]
@@ -73,7 +74,8 @@ class Evaluation:
         self._n_calls += 1
         if self._n_calls == 2:
             hold_blas_while_alive(self)
-        return self._objective._value_and_gradient(theta, out)
+        terms, gradient = self._objective.terms_and_gradient(theta, out)
+        return sum(terms.values()), gradient
 
 
 class Objective:
@@ -118,10 +120,9 @@ class Objective:
         sample_weight: ArrayLike | None = None,
         keep_activations: bool | None = None,
     ) -> None:
-        if not isinstance(net, MLP):
-            raise InvalidArgumentError(f"net must be an MLP; found {type(net).__name__}")
-        if keep_activations not in (None, True, False):
-            raise InvalidArgumentError(f"keep_activations must be True, False or None; found {keep_activations!r}")
+        check_network(net)
+        if keep_activations is not None:
+            keep_activations = check_flag(keep_activations, "keep_activations")
         self.net = net
         dtype = net.dtype
         rows = check_matrix(X, "X", n_columns=net.sizes[0], dtype=dtype)
@@ -131,20 +132,15 @@ class Objective:
         _warn_of_unreachable(net, targets)
         if weights is not None and not weights.all():
             used = weights > 0
-            rows, targets, weights = (
-                rows[used],
-                rows[used] if same else targets[used],
-                weights[used],
-            )
+            rows, weights = rows[used], weights[used]
+            targets = rows if same else targets[used]
         same = same or (rows.shape == targets.shape and np.array_equal(rows, targets))
 
         self.n_examples = rows.shape[0]
         self._plan = plan = Plan(net.layers, dtype, self.n_examples, net.loss)
         self._workers = 0
         self._keep = plan.n_kept > 0 and (
-            _fits(plan.kept_size * plan.cut.n_tiles * dtype.itemsize)
-            if keep_activations is None
-            else bool(keep_activations)
+            _fits(plan.kept_size * plan.cut.n_tiles * dtype.itemsize) if keep_activations is None else keep_activations
         )
         n_rows = rows.shape[1] + (0 if same else targets.shape[1]) + 1
         self._packed_bytes = plan.cut.n_panels * plan.lanes * n_rows * dtype.itemsize
@@ -166,17 +162,14 @@ class Objective:
         self._sparsity = np.zeros(plan.n_units, dtype)
         self._sums = np.zeros((plan.cut.n_slabs, plan.n_units))
         self._losses = np.zeros(plan.cut.n_slabs)
-        self._gradients = aligned_empty(plan.cut.n_slabs * plan.n_parameters, dtype).reshape(plan.cut.n_slabs, -1)
         self._lock = threading.Lock()
-        self.last_terms: dict[str, float] = {}
-        self._allocate_scratch()
 
     @property
     def memory(self) -> int:
-        """Bytes that the objective holds with the present number of threads.
+        """Bytes that the objective holds once it has been evaluated with the present number of threads.
 
-        Packed X, Y (if different) and weights; kept activations, or a tile of them a thread; a partial gradient a slab;
-        scratch a thread. It follows from sizes alone.
+        Packed X, Y (if different) and weights, which it holds from the start; and, allocated at the first evaluation,
+        kept activations (or a tile of them a thread), a partial gradient a slab and scratch a thread.
 
         Examples
         --------
@@ -213,8 +206,26 @@ class Objective:
         >>> Objective(net, [[1.0]], [[1.0]]).terms(net.theta)
         {'data': 0.0, 'weight_decay': 0.25, 'sparsity': 0.0}
         """
-        self.value_and_gradient(theta)
-        return dict(self.last_terms)
+        return self.terms_and_gradient(theta)[0]
+
+    def terms_and_gradient(
+        self, theta: ArrayLike, out: NDArray[Any] | None = None
+    ) -> tuple[dict[str, float], NDArray[Any]]:
+        """Return J's terms and its gradient; otherwise as `value_and_gradient`.
+
+        Examples
+        --------
+        >>> from mlpkit import Dense, Input
+        >>> net = MLP([Input(1), Dense(1, "identity", init=0.0)])
+        >>> Objective(net, [[1.0]], [[2.0]]).terms_and_gradient(net.theta)
+        ({'data': 2.0, 'weight_decay': 0.0, 'sparsity': 0.0}, array([-2., -2.]))
+        """
+        point = self._check_theta(theta)
+        gradient = check_out(out, point.shape, point.dtype)
+        if np.may_share_memory(point, gradient):  # theta is read again after the gradient's first numbers are written
+            point = point.copy()
+        with self._lock:
+            return self._evaluate(point, gradient), gradient
 
     def rho_hat(self, theta: ArrayLike) -> list[NDArray[np.float64]]:
         """Return the mean activation of each unit, mapped to [0, 1]: one float64 array a sparse layer.
@@ -232,48 +243,32 @@ class Objective:
         with self._lock:
             return self._mean_activations(point)
 
-    def _value_and_gradient(self, theta: ArrayLike, out: NDArray[Any] | None) -> tuple[float, NDArray[Any]]:
-        point = self._check_theta(theta)
-        if out is None:
-            out = np.empty(self._plan.n_parameters, self.net.dtype)
-        elif not (
-            isinstance(out, np.ndarray) and out.shape == point.shape and out.dtype == point.dtype and out.flags.carray
-        ):
-            found = f"shape {out.shape}, dtype {out.dtype}" if isinstance(out, np.ndarray) else type(out).__name__
-            raise InvalidArgumentError(
-                f"out must be a writable contiguous vector of {point.size} numbers of {point.dtype}; found {found}"
-            )
-        with self._lock:
-            terms = self._evaluate(point, out)
-        self.last_terms = terms
-        return sum(terms.values()), out
-
     def _check_theta(self, theta: ArrayLike) -> NDArray[Any]:
-        point = np.asarray(theta)
-        if point.shape != (self._plan.n_parameters,) or point.dtype.kind not in "fiu":
-            raise InvalidArgumentError(
-                f"theta must be a vector of {self._plan.n_parameters} real numbers; found shape {point.shape}, "
-                f"dtype {point.dtype}"
-            )
+        point = real_array(theta, "theta")
+        if point.shape != (self._plan.n_parameters,):
+            raise InvalidArgumentError(f"theta must have shape ({self._plan.n_parameters},); found shape {point.shape}")
         with np.errstate(over="ignore"):
             return np.ascontiguousarray(point, dtype=self.net.dtype)
 
-    def _allocate_scratch(self) -> None:
-        """Give each thread a tile of scratch, again when the number of threads has grown."""
+    def _allocate(self) -> int:
+        """Return how many threads to use, with working memory for them in place; it grows with the threads."""
         plan, dtype = self._plan, self.net.dtype
         workers = min(get_num_threads(), plan.worker_limit)
-        if workers > self._workers:
+        if self._workers == 0:
+            slabs = plan.cut.n_slabs
+            self._gradients = aligned_empty(slabs * plan.n_parameters, dtype).reshape(slabs, -1)
+        if self._workers == 0 or (workers > self._workers and not self._keep):
             tiles = plan.cut.n_tiles if self._keep else workers
-            if not (self._keep and self._workers):
-                self._kept = aligned_empty(tiles * plan.kept_size, dtype).reshape(tiles, -1)
+            self._kept = aligned_empty(tiles * plan.kept_size, dtype).reshape(tiles, -1)
+        if workers > self._workers:
             self._work = aligned_empty(workers * plan.scratch_size, dtype).reshape(workers, -1)
             self._workers = workers
+        return workers
 
     def _mean_activations(self, theta: NDArray[Any]) -> list[NDArray[np.float64]]:
         """Run the forward sweep; leave the kept activations in place; return rho_hat of each sparse layer."""
         plan = self._plan
-        self._allocate_scratch()
-        workers = min(get_num_threads(), plan.worker_limit)
+        workers = self._allocate()
         network = (self._table, plan.n_kept, theta, self._constants)
         data = (self._X, self._w, self._sums)
         launch(
@@ -293,8 +288,7 @@ class Objective:
                 sparsity += layer.sparsity.value(rho_hat)
                 slope = layer.sparsity.derivative(rho_hat) * layer.activation.unit_slope
                 self._sparsity[plan.units(i)] = np.clip(slope, -self._steepest, self._steepest)
-        self._allocate_scratch()
-        workers = min(get_num_threads(), plan.worker_limit)
+        workers = self._allocate()
         network = (self._table, plan.n_kept, theta, self._constants)
         memory = (self._keep, self._kept, self._work, plan.work_size, plan.delta_size)
         data = (self._X, self._Y, self._w)
@@ -310,8 +304,8 @@ class Objective:
 def _check_targets(net: MLP, Y: ArrayLike, m: int) -> NDArray[Any]:
     """Return targets as a matrix of the network's dtype; class labels become one-hot rows."""
     n_out = net.sizes[-1]
-    if net.loss.class_targets and np.ndim(Y) == 1:
-        labels = np.asarray(Y)
+    if net.loss.class_targets and (np.ndim(Y) == 1 or np.shape(Y)[1:] == (1,) != (n_out,)):
+        labels = np.asarray(Y).ravel()
         if labels.dtype.kind not in "iub":
             raise InvalidArgumentError(
                 f"Y must hold integer class labels or rows of {n_out} probabilities; found dtype {labels.dtype}"
@@ -361,7 +355,7 @@ def _warn_of_unreachable(net: MLP, targets: NDArray[Any]) -> None:
     """Warn where targets lie outside a bounded output's range: the loss then has no minimum to reach."""
     activation = net.layers[-1].activation  # type: ignore[union-attr]
     low, high = activation.range
-    if net.loss.class_targets or not np.isfinite(high):
+    if net.loss.class_targets or not np.isfinite(activation.range).all():
         return
     smallest, largest = float(targets.min()), float(targets.max())
     if smallest < low or largest > high:
@@ -369,8 +363,16 @@ def _warn_of_unreachable(net: MLP, targets: NDArray[Any]) -> None:
             f"Y lies in [{smallest:g}, {largest:g}], outside the range [{low:g}, {high:g}] of the output activation "
             f"{activation.name!r}; mlpkit.preprocessing.scale_to_range maps it there",
             TargetRangeWarning,
-            stacklevel=3,
+            stacklevel=_frames_to_the_caller(),
         )
+
+
+def _frames_to_the_caller() -> int:
+    """Return the stack level, counted from the calling function, of the first code that is not mlpkit's own."""
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("mlpkit."):
+        level, frame = level + 1, frame.f_back
+    return level
 
 
 def _fits(n_bytes: int) -> bool:

@@ -18,8 +18,10 @@ from numpy.typing import NDArray
 from mlpkit import activations
 from mlpkit.autoencoder import maximal_inputs
 from mlpkit.checks import check_integer, check_number
+from mlpkit.durable import path_text
 from mlpkit.errors import InvalidArgumentError, import_extra
 from mlpkit.layers import Dense
+from mlpkit.mlp import MLP, check_network
 from mlpkit.penalties import kl_divergence
 
 if TYPE_CHECKING:
@@ -27,7 +29,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from mlpkit.activations import Activation
-    from mlpkit.mlp import MLP
     from mlpkit.training import FitResult, History
 
 __all__ = ["activation", "features", "kl", "network", "training"]
@@ -123,7 +124,9 @@ def training(history: History | FitResult, path: PathLike | None = None) -> Figu
     >>> [axes.get_ylabel() for axes in figure.axes]
     ['cost', 'gradient norm']
     """
-    records = history if isinstance(history, list) else history.history
+    records = getattr(history, "history", history)
+    if not isinstance(records, list):
+        raise InvalidArgumentError(f"history must be a History or a FitResult; found {type(history).__name__}")
     if not records:
         raise InvalidArgumentError("history must hold at least one iteration; found none")
     iterations = np.array([record.iteration for record in records])
@@ -275,6 +278,7 @@ def network(net: MLP, path: PathLike | None = None) -> Figure:
     >>> [text.get_text() for text in axes.texts].count("+1")
     2
     """
+    check_network(net)
     last = net.n_layers - 1
     # A bias unit stands in a layer if the next one adds a bias; the output layer feeds nothing.
     has_bias = [isinstance(layer, Dense) and layer.bias for layer in net.layers[1:]] + [False]
@@ -315,7 +319,7 @@ def _new_figure(size: tuple[float, float], layout: Literal["constrained"] | None
 def _finish(figure: Figure, path: PathLike | None) -> Figure:
     """Save the figure if asked to, and hand it on."""
     if path is not None:
-        figure.savefig(os.fspath(path))
+        figure.savefig(path_text(path))
     return figure
 
 

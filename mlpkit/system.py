@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 from importlib.metadata import PackageNotFoundError, version
 
-from numba.np.ufunc.parallel import threading_layer
+from numba import threading_layer
 
 from mlpkit.kernels import simd
 from mlpkit.kernels.jit import MOST_THREADS, cache_folder, get_num_threads
@@ -35,6 +35,7 @@ def show_config() -> None:
     >>> show_config()  # doctest: +ELLIPSIS
     mlpkit ...
     """
+    layer: str
     try:
         layer = threading_layer()
     except ValueError:

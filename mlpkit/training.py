@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from mlpkit.checks import check_flag
 from mlpkit.errors import InvalidArgumentError, import_extra
 from mlpkit.kernels.jit import blas_limited
 from mlpkit.objective import Objective
@@ -184,6 +185,7 @@ def fit(
         raise InvalidArgumentError(
             f"optimizer must be one such as LBFGS() or GradientDescent(alpha=0.1, max_iter=100); found {chosen!r}"
         )
+    progress = check_flag(progress, "progress")
     with blas_limited(), _progress_line(progress, getattr(chosen, "max_iter", None)) as show:
         objective = Objective(net, X, Y, sample_weight=sample_weight, keep_activations=keep_activations)
         recorder = _Recorder(objective, start, show)
@@ -243,8 +245,9 @@ class _Recorder:
         if not np.isfinite(rounded).all():  # finite in float64, but not in float32
             self._latest = _Evaluated(theta.copy(), np.nan, {})
             return np.nan, np.full(theta.shape, np.nan)
-        cost, gradient = self._objective.value_and_gradient(rounded)
-        self._latest = _Evaluated(theta.copy(), cost, dict(self._objective.last_terms))
+        terms, gradient = self._objective.terms_and_gradient(rounded)
+        cost = sum(terms.values())
+        self._latest = _Evaluated(theta.copy(), cost, terms)
         gradient64 = np.asarray(gradient, dtype=np.float64)
         if self.good is None and np.isfinite(cost) and np.isfinite(gradient64).all():
             self.good = self._latest  # the starting point

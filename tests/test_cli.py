@@ -11,10 +11,19 @@ import pytest
 
 import mlpkit
 from mlpkit.cli import main
+from mlpkit.kernels import sweeps
 
 pytest.importorskip("matplotlib")
 
 SMALL = ["--patch", "4", "--hidden", "6", "--patches", "300", "--iterations", "10", "--no-progress"]
+
+
+@pytest.fixture(autouse=True)
+def threads_as_before():
+    """Undo --threads, which sets the number for the whole process."""
+    before = mlpkit.get_num_threads()
+    yield
+    mlpkit.set_num_threads(before)
 
 
 @pytest.fixture
@@ -164,6 +173,8 @@ def test_config_prints_versions(capsys):
 def test_warmup_compiles_for_every_dtype(capsys):
     assert main(["warmup"]) == 0
     assert "kernels ready" in capsys.readouterr().out
+    for sweep in (sweeps.forward_sweep, sweeps.backward_sweep, sweeps.predict_sweep):
+        assert len(sweep[0].signatures) >= 2
 
 
 def test_python_m_mlpkit_is_the_command():

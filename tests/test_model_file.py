@@ -713,7 +713,7 @@ def cube(name="cube of a test"):
 
 
 def test_an_unregistered_activation_is_named_and_loads_once_registered(tmp_path, monkeypatch):
-    monkeypatch.setattr(activations, "_REGISTRY", dict(activations._REGISTRY))
+    monkeypatch.setattr(activations, "_REGISTRY", copy.copy(activations._REGISTRY))
     own = cube()
     net = MLP([Input(3), Dense(2, own), Dense(1, "identity")], seed=0)
     path = saved(net, tmp_path)

@@ -487,3 +487,59 @@ def test_targets_inside_the_output_range_do_not_warn(activation):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         mlpkit.Objective(net, np.zeros((3, 2)), np.array([[low], [1.0], [0.5]]))
+
+
+def test_the_gradient_may_be_written_over_theta(rng):
+    net = mlpkit.MLP([mlpkit.Input(2), mlpkit.Dense(2, "sigmoid")], weight_decay=1.0, seed=0)
+    X = rng.uniform(size=(5, 2))
+    objective = mlpkit.Objective(net, X, X)
+    J, gradient = objective.value_and_gradient(net.theta)
+    theta = net.theta.copy()
+    J2, gradient2 = objective.value_and_gradient(theta, out=theta)
+    assert gradient2 is theta
+    assert (J, bits(gradient)) == (J2, bits(theta))
+
+
+def test_float32_weight_decay_is_summed_in_float64():
+    net = mlpkit.MLP([mlpkit.Input(1), mlpkit.Dense(1, "sigmoid", init=1e20)], weight_decay=0.5, dtype="float32")
+    terms = mlpkit.Objective(net, [[1.0]], [1.0]).terms(net.theta)
+    assert terms["weight_decay"] == pytest.approx(0.25e40, rel=1e-6)
+
+
+def test_labels_may_stand_in_one_column():
+    net = mlpkit.MLP([mlpkit.Input(1), mlpkit.Dense(3, "softmax")], loss="cross_entropy", seed=0)
+    flat, column = ([1, 2], [[1], [2]])
+    assert net.evaluate([[0.0], [1.0]], flat) == net.evaluate([[0.0], [1.0]], column)
+
+
+def test_the_warning_about_targets_points_at_the_users_line():
+    net = mlpkit.MLP([mlpkit.Input(1), mlpkit.Dense(1, "sigmoid")], seed=0)
+    calls = [
+        lambda: mlpkit.Objective(net, [[0.0]], [2.0]),
+        lambda: net.evaluate([[0.0]], [2.0]),
+        lambda: net.fit([[0.0]], [2.0], mlpkit.LBFGS(max_iter=1)),
+    ]
+    for call in calls:
+        with pytest.warns(TargetRangeWarning) as caught:
+            call()
+        assert caught[0].filename == __file__
+
+
+@pytest.mark.parametrize("options", [{"keep_activations": 1}, {"keep_activations": np.array([1, 2])}])
+def test_flags_are_true_or_false(options):
+    net = mlpkit.MLP([mlpkit.Input(1), mlpkit.Dense(1, "sigmoid")], seed=0)
+    with pytest.raises(InvalidArgumentError, match="keep_activations must be True or False"):
+        mlpkit.Objective(net, [[0.0]], [0.5], **options)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: mlpkit.maximal_inputs("x"),
+        lambda: mlpkit.check_gradient(3, [[0.0]], [[0.0]]),
+        lambda: mlpkit.Objective(None, [[0.0]], [[0.0]]),
+    ],
+)
+def test_what_is_no_network_is_named(call):
+    with pytest.raises(InvalidArgumentError, match="net must be an MLP"):
+        call()

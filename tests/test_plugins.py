@@ -21,6 +21,10 @@ swish = Activation(
 )
 
 
+# Has the name of another, and must not be taken for it.
+impostor = Activation("softmax", lambda z: z, lambda z, a: 1.0, range=(0.0, 1.0))
+
+
 def make_scaled(factor):
     """Make an activation that captures a number from outside."""
     return Activation(
@@ -143,6 +147,11 @@ def test_an_unknown_name_lists_the_known_ones(get):
     [
         (lambda: Activation("", lambda z: z, lambda z, a: 1.0), "name must be"),
         (lambda: Activation("f", lambda z: z, None), "needs either function and derivative"),
+        (lambda: Activation("f", np.sin, lambda z, a: 1.0), "function of 'f' must be a plain Python function"),
+        (lambda: Activation("f", lambda z: z, np.cos), "derivative of 'f' must be a plain Python function"),
+        (lambda: Activation("f", lambda z: z, lambda z, a: 1.0, range=3), "low < high"),
+        (lambda: Activation("f", lambda z: z, lambda z, a: 1.0, default_init="xavier"), "default_init must be one of"),
+        (lambda: mlpkit.MLP([Input(1), Dense(2, impostor)], loss="cross_entropy"), "<activation softmax>"),
         (lambda: Activation("f", lambda z: z, lambda z, a: 1.0, range=(1.0, 0.0)), "low < high"),
         (lambda: Loss("l"), "needs function and derivative"),
         (lambda: Loss("l", lambda a, y: a), "needs function and derivative"),
@@ -161,3 +170,13 @@ def test_cross_entropy_stays_right_where_a_softmax_output_underflows():
     J, gradient = mlpkit.Objective(net, [[5e3]], [1]).value_and_gradient(net.theta)
     assert J == 1e4
     np.testing.assert_allclose(gradient, [5e3, -5e3])
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize(("gap", "offset"), [(8, 0), (14, 0), (30, 0), (3, 1e3), (0, 1e6)])
+def test_cross_entropy_is_accurate_for_confident_outputs_and_large_logits(dtype, gap, offset):
+    net = mlpkit.MLP([Input(1), Dense(3, "softmax", init=0.0)], loss="cross_entropy", dtype=dtype)
+    net.biases[0][:] = [offset + gap, offset, offset]
+    J = mlpkit.Objective(net, [[1.0]], [0]).value_and_gradient(net.theta)[0]
+    # a_j carries the rounding of one exp and one division; the logarithm adds none of its own
+    assert pytest.approx(np.log1p(2 * np.exp(-float(gap))), rel=8 * float(np.finfo(dtype).eps)) == J

@@ -199,9 +199,11 @@ def set_num_threads(n: int) -> None:
     Examples
     --------
     >>> import mlpkit
+    >>> before = mlpkit.get_num_threads()
     >>> mlpkit.set_num_threads(1)
     >>> mlpkit.get_num_threads()
     1
+    >>> mlpkit.set_num_threads(before)
     """
     global _num_threads
     _num_threads = check_integer(n, "n", low=1, high=MOST_THREADS)
@@ -252,7 +254,7 @@ class _BlasHold:
     """A counted hold of BLAS at one thread: the first to enter sets it, the last to leave restores it."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a finalizer may run inside enter or leave, on the same thread
         self._holders = 0
         self._limiter: Any = None
 

@@ -122,7 +122,7 @@ def pullback_tile(plugin: Any, dtype: np.dtype[Any]) -> CFunc:
 def output_tile(loss: Any, plugin: Any, dtype: np.dtype[Any]) -> CFunc:
     """Compile the weighted loss and its derivative in z, for this loss on this output activation."""
     lanes = simd.lanes(dtype)
-    fused = loss.fused.get(plugin.name)
+    fused = loss.fused.get(plugin)
     if fused is not None:
         body = kernel(fastmath=ELEMENTWISE)(fused)
 

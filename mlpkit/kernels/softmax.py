@@ -55,30 +55,36 @@ def softmax_pullback(z, a, g):
 def cross_entropy_output(z, a, y, delta):
     """Loss -sum_j y_j log a_j and its derivative in z, from the logits.
 
-    With log sum_k exp(z_k) = max z - log(max a), and max a at least 1 / rows, no logarithm of a vanishing number is
-    taken: the loss stays right where a_j underflows. On entry delta holds each element's weight.
+    -log a_j = (max z - z_j) + log(1 + r), where r sums the other exponentials: a_j may underflow and r be far below the
+    dtype's eps, but no logarithm of a vanishing number is taken, and nothing is added at the size of the logits. r and
+    its logarithm are in float64. On entry delta holds each element's weight.
     """
     panels, rows, lanes = z.shape
-    top = np.empty(lanes, z.dtype)
-    largest = np.empty(lanes, z.dtype)
+    largest = np.empty(lanes, np.int64)
+    log_sum = np.empty(lanes, np.float64)
     mass = np.empty(lanes, z.dtype)
     loss = 0.0
     for p in range(panels):
         for t in range(lanes):
-            top[t] = z[p, 0, t]
-            largest[t] = a[p, 0, t]
+            largest[t] = 0
+            log_sum[t] = 0
             mass[t] = y[p, 0, t]
         for j in range(1, rows):
             for t in range(lanes):
-                top[t] = max(top[t], z[p, j, t])
-                largest[t] = max(largest[t], a[p, j, t])
                 mass[t] += y[p, j, t]
+                if z[p, j, t] > z[p, largest[t], t]:
+                    largest[t] = j
+        for j in range(rows):
+            for t in range(lanes):
+                if j != largest[t]:  # a_j / max a = exp(z_j - max z)
+                    log_sum[t] += np.float64(a[p, j, t]) / np.float64(a[p, largest[t], t])
         for t in range(lanes):
-            top[t] -= math.log(largest[t])
+            log_sum[t] = math.log1p(log_sum[t])
         for j in range(rows):
             for t in range(lanes):
                 w = delta[p, j, t]
                 if w != 0:
-                    loss += np.float64(w * (y[p, j, t] * (top[t] - z[p, j, t])))
+                    below = np.float64(z[p, largest[t], t]) - np.float64(z[p, j, t])
+                    loss += np.float64(w) * np.float64(y[p, j, t]) * (below + log_sum[t])
                     delta[p, j, t] = w * (mass[t] * a[p, j, t] - y[p, j, t])
     return loss

@@ -21,6 +21,7 @@ Arguments travel in groups, as plain tuples (Numba recognises those quickly):
 
 from __future__ import annotations
 
+import numpy as np
 from numba import prange
 
 from mlpkit.kernels.jit import REDUCTION, kernel
@@ -197,7 +198,7 @@ def _sum_squares(values):
     """Sum of squares in float64."""
     total = 0.0
     for i in range(values.size):
-        total += float(values[i]) * float(values[i])
+        total += np.float64(values[i]) * np.float64(values[i])
     return total
 
 

@@ -66,7 +66,7 @@ _MAGIC32, _BITS32 = np.float32(12582912.0), np.int32(0x4B400000)
 
 @inline
 def _reduce64(x):
-    """Split x = k log 2 + r; return k as an integer, r, and q = exp(r) - 1."""
+    """Write x = k log 2 + r; return k as an integer and q = exp(r) - 1."""
     shifted = x * 1.4426950408889634 + _MAGIC64
     k = np.float64(shifted).view(np.int64) - _BITS64
     n = shifted - _MAGIC64
