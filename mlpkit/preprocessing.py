@@ -43,6 +43,9 @@ __all__ = [
     "whiten_images",
 ]
 
+# Differences that rounding alone can make between values of about 1.
+_ROUNDING = 16 * float(np.finfo(np.float64).eps)
+
 
 def whiten_images(
     images: Sequence[ArrayLike] | NDArray[np.generic], f0: float | None = None
@@ -151,7 +154,7 @@ def sample_patches(
     for i, image in enumerate(arrays):
         mine = np.flatnonzero(source == i)
         windows = np.lib.stride_tricks.sliding_window_view(image, (size, size))
-        patches[mine] = windows[rows[mine], columns[mine]].reshape(len(mine), -1)
+        patches[mine] = windows[rows[mine], columns[mine]].reshape(len(mine), size * size)
     return patches
 
 
@@ -180,7 +183,10 @@ def remove_dc(patches: ArrayLike) -> NDArray[np.float64]:
            [-10., -10.,  20.]])
     """
     matrix = check_matrix(patches, "patches")
-    return matrix - matrix.mean(axis=1, keepdims=True)
+    first = matrix[:, :1]
+    # A constant patch is its own mean: what rounding leaves of it is no picture.
+    constant = (matrix == first).all(axis=1, keepdims=True)
+    return matrix - np.where(constant, first, matrix.mean(axis=1, keepdims=True))
 
 
 def squash(patches: ArrayLike, low: float = 0.1, high: float = 0.9, n_std: float = 3.0) -> NDArray[np.float64]:
@@ -203,7 +209,7 @@ def squash(patches: ArrayLike, low: float = 0.1, high: float = 0.9, n_std: float
     Returns
     -------
     ndarray, shape (m, n), float64
-        Within [`low`, `high`]. Patches without any spread become the middle.
+        Within [`low`, `high`]. Patches without any spread but that of rounding become the middle.
 
     Raises
     ------
@@ -220,16 +226,19 @@ def squash(patches: ArrayLike, low: float = 0.1, high: float = 0.9, n_std: float
     low = check_number(low, "low")
     high = check_number(high, "high", low=low, low_open=True)
     n_std = check_number(n_std, "n_std", low=0.0, low_open=True)
+    half = 0.5 * high - 0.5 * low  # high - low itself may overflow
+    middle = low + half
     peak = np.abs(matrix).max()
     if matrix.size == 1 or peak == 0.0:
-        return np.full_like(matrix, low + 0.5 * (high - low))
+        return np.full_like(matrix, middle)
     # In units of the largest value, so that squares neither overflow nor vanish.
     scaled = matrix / peak
-    limit = n_std * scaled.std(ddof=1)
-    if limit == 0.0:
-        return np.full_like(matrix, low + 0.5 * (high - low))
+    std = float(scaled.std(ddof=1))
+    limit = n_std * std
+    if std <= _ROUNDING or limit == 0.0:
+        return np.full_like(matrix, middle)
     ratio = np.clip(scaled, -limit, limit) / limit
-    return np.clip(low + (ratio + 1.0) * (0.5 * (high - low)), low, high)
+    return np.clip(middle + ratio * half, low, high)
 
 
 def _whiten_image(image: NDArray[np.float64], f0: float | None) -> NDArray[np.float64]:
@@ -239,7 +248,7 @@ def _whiten_image(image: NDArray[np.float64], f0: float | None) -> NDArray[np.fl
     peak = np.abs(image).max()
     centred = image / peak if peak > 0.0 else image
     centred = centred - centred.mean()
-    if np.abs(centred).max() <= 16 * np.finfo(np.float64).eps:
+    if np.abs(centred).max() <= _ROUNDING:
         return np.zeros_like(image)
     f = side * np.hypot(np.fft.fftfreq(height)[:, np.newaxis], np.fft.rfftfreq(width))
     with np.errstate(over="ignore", under="ignore"):

@@ -65,7 +65,8 @@ class Scaling:
         Raises
         ------
         InvalidArgumentError
-            If `Y` has another number of columns, or is not finite.
+            If `Y` has another number of columns, is not finite, or lies so far outside the data that
+            the result overflows.
 
         Examples
         --------
@@ -93,7 +94,8 @@ class Scaling:
         Raises
         ------
         InvalidArgumentError
-            If `scaled` has another number of columns, or is not finite.
+            If `scaled` has another number of columns, is not finite, or lies so far outside `low` and
+            `high` that the result overflows.
 
         Examples
         --------
@@ -118,20 +120,31 @@ class Scaling:
     ) -> NDArray[np.float64]:
         matrix = check_matrix(values, name, n_columns=len(self.low))
         result = np.empty_like(matrix)
-        for k in range(len(self.low)):
-            column, width, new_width = matrix[:, k], high[k] - low[k], new_high[k] - new_low[k]
-            if self.shift_only or (width == new_width and width > 0.0):
-                # A shift, perhaps by nothing: no division may disturb the values.
-                shift = new_low[k] - low[k]
-                result[:, k] = np.where(column == high[k], new_high[k], column + shift)
-            elif width == 0.0 or new_width == 0.0:
-                # A constant has no scale: it becomes the constant of the other side.
-                result[:, k] = new_low[k]
-            else:
-                t = (column - low[k]) / width
-                # From the nearer end, so that both ends are exact and no value between passes them.
-                result[:, k] = np.where(t <= 0.5, new_low[k] + t * new_width, new_high[k] - (1.0 - t) * new_width)
+        with np.errstate(over="ignore"):
+            for k in range(len(self.low)):
+                ends = (low[k], high[k], new_low[k], new_high[k])
+                result[:, k] = self._map_column(matrix[:, k], *ends)
+        if not np.isfinite(result).all():
+            i, k = (int(index) for index in np.argwhere(~np.isfinite(result))[0])
+            raise InvalidArgumentError(
+                f"{name} must lie near [{low[k]:g}, {high[k]:g}] in column {k} for the result to be a finite "
+                f"float64; found {matrix[i, k]:g} at row {i}"
+            )
         return result[:, 0] if np.ndim(values) == 1 else result
+
+    def _map_column(
+        self, column: NDArray[np.float64], low: float, high: float, new_low: float, new_high: float
+    ) -> NDArray[np.float64] | float:
+        width, new_width = high - low, new_high - new_low
+        if self.shift_only or (width == new_width and width > 0.0):
+            # A shift, perhaps by nothing: no division may disturb the values.
+            return np.where(column == high, new_high, column + (new_low - low))
+        if width == 0.0 or new_width == 0.0:
+            # A constant has no scale: it becomes the constant of the other side.
+            return new_low
+        t = (column - low) / width
+        # From the nearer end, so that both ends are exact and no value between passes them.
+        return np.where(t <= 0.5, new_low + t * new_width, new_high - (1.0 - t) * new_width)
 
 
 def scale_to_range(
@@ -231,7 +244,8 @@ def encode_labels(
     ------
     InvalidArgumentError
         For fewer than two classes, a label that is not in `classes`, classes given twice, missing
-        labels (NaN or None), labels that are not a list, and activations without a bounded range.
+        labels (NaN, NaT, None or masked), labels that are not a list or can be neither sorted nor
+        hashed, and activations without a bounded range.
 
     Examples
     --------
@@ -304,6 +318,8 @@ def _n_dimensions(values: Any) -> int | None:
 
 def _label_list(values: ArrayLike, name: str) -> NDArray[Any]:
     """Return labels as a one-dimensional array without missing values."""
+    if isinstance(values, np.ma.MaskedArray):
+        raise InvalidArgumentError(f"{name} must not be a masked array, whose mask would be lost")
     try:
         array = np.asarray(values)
     except ValueError as error:
@@ -316,18 +332,27 @@ def _label_list(values: ArrayLike, name: str) -> NDArray[Any]:
         )
     if array.size == 0:
         raise InvalidArgumentError(f"{name} must not be empty")
-    if array.dtype.kind in "fcO":
-        for i, value in enumerate(array.tolist()):
-            # NaN is the one number that differs from itself.
-            if value is None or value != value:
-                raise InvalidArgumentError(f"{name} must not be missing; found {value} at index {i}")
+    # NaN and NaT are what differs from itself.
+    missing = [_is_missing(value) for value in array] if array.dtype == object else array != array
+    if np.any(missing):
+        i = int(np.argmax(missing))
+        raise InvalidArgumentError(f"{name} must not be missing; found {array[i]} at index {i}")
     return array
+
+
+def _is_missing(value: Any) -> bool:
+    try:
+        return value is None or bool(value != value)
+    except TypeError:  # pandas' NA, which will not say
+        return True
+    except ValueError:  # an array, which is no label either: sorting says so
+        return False
 
 
 def _unique(values: NDArray[Any], name: str) -> tuple[NDArray[Any], NDArray[np.intp]]:
     try:
         unique, index = np.unique(values, return_inverse=True)
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise InvalidArgumentError(f"{name} must be of kinds that can be sorted together: {error}") from error
     return unique, index
 
@@ -336,10 +361,13 @@ def _index_in(
     found: NDArray[Any], present: NDArray[Any], index: NDArray[np.intp], known: NDArray[Any]
 ) -> NDArray[np.intp]:
     """Return the position in `known` of each label."""
-    place = {label: k for k, label in enumerate(known.tolist())}
+    try:
+        place = {label: k for k, label in enumerate(known.tolist())}
+        unknown = [label for label in present.tolist() if label not in place]
+    except TypeError as error:
+        raise InvalidArgumentError(f"classes and labels must be of kinds that can be hashed: {error}") from error
     if len(place) < len(known):
         raise InvalidArgumentError(f"classes must not repeat; found {known.tolist()}")
-    unknown = [label for label in present.tolist() if label not in place]
     if unknown:
         i = found.tolist().index(unknown[0])
         raise InvalidArgumentError(f"labels must be among classes {known.tolist()}; found {unknown[0]!r} at index {i}")

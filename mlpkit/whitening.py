@@ -44,7 +44,9 @@ class _Whitening:
         if k > n:
             raise InvalidArgumentError(f"n_components must be at most X's {n} columns; found {k}")
         with np.errstate(over="ignore", invalid="ignore"):
-            mean = matrix.mean(axis=0)
+            # A constant column is its own mean: what rounding leaves of it is no variance.
+            constant = (matrix == matrix[0]).all(axis=0)
+            mean = np.where(constant, matrix[0], matrix.mean(axis=0))
             centred = matrix - mean
             covariance = centred.T @ centred / m
         if not np.isfinite(covariance).all():
@@ -53,6 +55,8 @@ class _Whitening:
         variances, vectors = np.maximum(variances[::-1], 0.0), vectors[:, ::-1]
         # Rounding leaves eigenvalues of about n*eps times the largest where the truth is zero.
         rank = int(np.sum(variances > n * np.finfo(np.float64).eps * variances[0]))
+        if self.epsilon == 0.0 and rank == 0:
+            raise InvalidArgumentError("epsilon must be positive for examples that are all alike; found epsilon=0")
         if self.epsilon == 0.0 and k > rank:
             raise InvalidArgumentError(
                 f"epsilon must be positive, or n_components at most {rank}, for examples whose "

@@ -109,6 +109,13 @@ def test_patches_come_from_each_image_equally_often():
     assert abs(share - 0.5) < 4 * 0.5 / np.sqrt(4000)
 
 
+def test_fewer_patches_than_images():
+    images = [np.full((9, 9), float(k)) for k in range(20)]
+    patches = sample_patches(images, n_patches=3, size=4)
+    assert patches.shape == (3, 16)
+    np.testing.assert_array_equal(patches, np.repeat(patches[:, :1], 16, axis=1))
+
+
 def test_patches_are_reproducible():
     images = [np.random.default_rng(5).random((20, 20))]
     first = sample_patches(images, 50, 5, seed=3)
@@ -158,6 +165,13 @@ def test_remove_dc_leaves_rows_of_mean_0_and_their_differences(patches):
     np.testing.assert_allclose(np.diff(result), np.diff(patches), atol=1e-12)
 
 
+def test_constant_patches_leave_no_residue_of_rounding():
+    patches = np.repeat(np.random.default_rng(8).random((200, 1)), 7, axis=1)
+    assert (patches.mean(axis=1) != patches[:, 0]).any()
+    np.testing.assert_array_equal(remove_dc(patches), 0.0)
+    np.testing.assert_array_equal(squash(remove_dc(patches)), 0.5)
+
+
 def test_squash_is_the_exercises_normalisation():
     patches = remove_dc(np.random.default_rng(6).standard_t(3, (200, 16)))
     limit = 3 * patches.std(ddof=1)
@@ -176,9 +190,14 @@ def test_squash_stays_within_its_bounds_and_in_order(patches, low, width, n_std)
     assert (np.diff(result.ravel()[np.argsort(patches.ravel())]) >= 0.0).all()
 
 
-@pytest.mark.parametrize("patches", [np.zeros((3, 4)), np.full((3, 4), 2.0), [[5.0]]])
+@pytest.mark.parametrize("patches", [np.zeros((3, 4)), np.full((3, 4), 2.0), [[5.0]], [[1e9, 1e9 * (1 + 4e-16)]]])
 def test_squash_of_patches_without_spread_is_the_middle(patches):
     np.testing.assert_allclose(squash(patches), 0.5)
+
+
+def test_squash_to_a_range_whose_width_overflows():
+    np.testing.assert_allclose(squash([[-1.0, 0.0, 1.0]], -1.5e308, 1.5e308, n_std=1.0), [[-1.5e308, 0, 1.5e308]])
+    np.testing.assert_array_equal(squash([[-1.0, 0.0, 1.0]], n_std=1.7e308), 0.5)
 
 
 @pytest.mark.parametrize(

@@ -75,6 +75,13 @@ def test_other_data_goes_by_the_same_map_without_clipping():
     np.testing.assert_allclose(scaling.inverse([[0.5], [1.0]]), [[5.0], [10.0]])
 
 
+@pytest.mark.parametrize("activation", ["sigmoid", "relu"])
+def test_values_too_far_outside_to_come_back_are_named(activation):
+    _, scaling = scale_to_range([[-5e307, 0.0], [5e307, 1.0]], activation)
+    with pytest.raises(InvalidArgumentError, match=r"scaled must lie near .* in column 0.*found -1.7e\+308 at row 1"):
+        scaling.inverse([[0.5, 0.5], [-1.7e308, 0.5]])
+
+
 def test_margin_leaves_room_at_both_ends():
     scaled, _ = scale_to_range([0.0, 1.0, 2.0], "sigmoid", margin=0.1)
     np.testing.assert_allclose(scaled, [0.1, 0.5, 0.9])
@@ -107,6 +114,24 @@ def test_scaling_refuses_other_widths():
         scaling.inverse(np.zeros((3, 3)))
     with pytest.raises(InvalidArgumentError, match="Y"):
         scaling.transform(np.zeros(3))
+
+
+def objects(*items):
+    array = np.empty(len(items), dtype=object)
+    array[:] = items
+    return array
+
+
+class Undecided:
+    """Compares like pandas' NA: to itself, with a result that is neither true nor false."""
+
+    def __ne__(self, other):
+        return self
+
+    def __bool__(self):
+        raise TypeError("ambiguous")
+
+    __hash__ = None
 
 
 @pytest.mark.parametrize("labels", [[0, 1, 1, 0], ["a", "b", "b", "a"], [False, True, True, False], [-1.0, 7, 7, -1]])
@@ -150,6 +175,15 @@ def test_the_largest_output_gives_the_label_back(labels):
         ([0.0, np.nan], "sigmoid", None, "missing; found nan at index 1"),
         (["a", None], "sigmoid", None, "missing; found None at index 1"),
         (np.array(["a", 1], dtype=object), "sigmoid", None, "sorted"),
+        (np.array(["2011-01-01", "NaT"], "M8[D]"), "sigmoid", None, "labels must not be missing; found NaT at index 1"),
+        (np.array([1, "NaT"], "m8[s]"), "sigmoid", None, "labels must not be missing; found NaT at index 1"),
+        ([0, 1], "sigmoid", [0.0, np.nan], "classes must not be missing; found nan at index 1"),
+        (np.ma.array([0, 1, 2], mask=[0, 0, 1]), "softmax", None, "labels must not be a masked array"),
+        ([0, 1], "softmax", np.ma.array([0, 1, 2], mask=[0, 0, 1]), "classes must not be a masked array"),
+        ([0, 1], "sigmoid", [{}, {}], "classes and labels must be of kinds that can be hashed"),
+        (objects([1], [2]), "sigmoid", [[1], [2]], "classes and labels must be of kinds that can be hashed"),
+        (objects(np.eye(2), np.eye(2)), "sigmoid", None, "labels must be of kinds that can be sorted"),
+        (objects(0, Undecided()), "sigmoid", None, "labels must not be missing; found"),
         ([], "sigmoid", None, "empty"),
         (np.eye(3), "softmax", None, r"one dimension.*\(3, 3\)"),
         ([[0], [0, 1]], "softmax", None, "labels must be a list"),

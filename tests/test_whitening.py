@@ -91,6 +91,15 @@ def test_singular_covariance_needs_epsilon_or_fewer_components(kind):
 
 
 @BOTH
+def test_examples_that_are_all_alike_need_epsilon(kind):
+    X = np.full((7, 3), 0.1)
+    assert (X.mean(axis=0) != 0.1).any()
+    with pytest.raises(InvalidArgumentError, match="epsilon must be positive for examples that are all alike"):
+        kind(epsilon=0).fit(X)
+    np.testing.assert_array_equal(kind().fit(X).transform(X), 0.0)
+
+
+@BOTH
 def test_bad_arguments_are_named(kind):
     X = correlated(5, 3)
     with pytest.raises(InvalidArgumentError, match="fit"):
