@@ -12,6 +12,9 @@ from mlpkit.errors import InvalidArgumentError
 
 __all__ = ["path_text", "replace_file"]
 
+# Folders that a file system cannot sync, or that may be written in but not opened.
+_CANNOT_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EACCES, errno.EPERM)
+
 
 def path_text(path: object) -> str:
     """Return a path as text; refuse numbers, which the system would take for open files.
@@ -41,8 +44,10 @@ def replace_file(path: str, content: bytes | memoryview) -> None:
 
     It is written under a temporary name in the same folder, flushed to the disk and renamed: a
     crash at any moment leaves the old file or the new one. After an error before the rename the old
-    file is untouched and the temporary one removed. A symbolic link is followed, and what it points
-    to replaced; an existing file keeps its permission bits.
+    file is untouched and the temporary one removed. Last, the folder is synced, so that the rename
+    outlives a power cut too: an error then (the disk's, or Ctrl-C) finds the new file in place. A
+    symbolic link is followed, and what it points to replaced; an existing file keeps its permission
+    bits.
 
     Parameters
     ----------
@@ -54,7 +59,7 @@ def replace_file(path: str, content: bytes | memoryview) -> None:
     Raises
     ------
     InvalidArgumentError
-        If `path` is a folder, pipe or device.
+        If `path` is a folder, pipe or device, or ends in a slash.
     OSError
         If the file cannot be written, the folder is missing (`FileNotFoundError`) or the existing
         file is write-protected (`PermissionError`).
@@ -67,6 +72,9 @@ def replace_file(path: str, content: bytes | memoryview) -> None:
     ...     pathlib.Path(folder, "note").read_bytes()
     b'whole'
     """
+    if os.path.basename(path) in ("", os.curdir):
+        # The system would call it a folder; realpath would drop the ending.
+        raise InvalidArgumentError(f"path: expected the name of a file, found that of a folder: {path!r}")
     target = os.path.realpath(path)
     folder = os.path.dirname(target)
     if not os.path.isdir(folder):
@@ -101,12 +109,13 @@ def _sync_folder(folder: str) -> None:
     """Make the rename itself outlive a power cut, where the system has a way to ask for that."""
     if os.name == "nt":
         return
-    descriptor = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
     except OSError as error:
-        # Some file systems cannot sync a folder; the file is whole and in place all the same.
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+        # The file is whole and in place all the same.
+        if error.errno not in _CANNOT_SYNC:
             raise
-    finally:
-        os.close(descriptor)

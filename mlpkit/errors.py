@@ -32,11 +32,15 @@ class ModelFormatError(MlpkitError, ValueError):
 
 
 class MissingExtraError(MlpkitError, ImportError):
-    """An optional package is not installed; the message names the extra that installs it."""
+    """An optional package is not installed, or broken; the message names the extra that installs it."""
 
 
 class TargetRangeWarning(UserWarning):
     """Targets lie outside the range of a bounded output activation, which therefore can never reach them."""
+
+
+# Packages that are installed under another name than they are imported by.
+_PACKAGES = {"PIL": "pillow", "skimage": "scikit-image"}
 
 
 def import_extra(module: str, *, extra: str) -> ModuleType:
@@ -52,7 +56,8 @@ def import_extra(module: str, *, extra: str) -> ModuleType:
     Raises
     ------
     MissingExtraError
-        If the module cannot be imported.
+        If the module cannot be imported: because its package is not installed, or, with the reason,
+        because the installation is broken.
 
     Examples
     --------
@@ -62,4 +67,10 @@ def import_extra(module: str, *, extra: str) -> ModuleType:
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise MissingExtraError(f'{module} is not installed: it comes with  pip install "mlpkit[{extra}]"') from error
+        top = module.partition(".")[0]
+        package, command = _PACKAGES.get(top, top), f'pip install "mlpkit[{extra}]"'
+        if isinstance(error, ModuleNotFoundError) and error.name in (top, module):
+            raise MissingExtraError(f"{package} is not installed: it comes with  {command}") from error
+        raise MissingExtraError(
+            f"{package} cannot be imported ({error}): reinstall it, for instance with  {command}"
+        ) from error

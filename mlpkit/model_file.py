@@ -87,6 +87,7 @@ _USER_BLOCK = 512
 _MAX_FILE_BYTES = 4 * 1024**3
 _MAX_CONFIG_BYTES = 1024**2
 _MAX_LAYERS = 1000
+_MAX_SEED_BITS = 1024  # Python can be told to read no integer of more than 640 digits
 _VERSIONED = ("mlpkit", "numba", "numpy", "scipy", "h5py")
 _VERSION_ATTRIBUTES = ("python_version", *(f"{package}_version" for package in _VERSIONED))
 _DTYPES = {"float64": ("<f8", h5py.h5t.IEEE_F64LE), "float32": ("<f4", h5py.h5t.IEEE_F32LE)}
@@ -113,10 +114,12 @@ def save(net: MLP, path: str | os.PathLike[str]) -> None:
     Raises
     ------
     InvalidArgumentError
-        If a parameter is NaN or infinite, the file would exceed 4 GiB, an activation or loss shares
-        its name with a different registered one, or `path` is a folder or a device.
+        If a parameter is NaN or infinite, the file would exceed 4 GiB, the network's seed has more
+        than 1024 bits, an activation or loss shares its name with a different registered one, or
+        `path` is a folder or a device.
     OSError
-        If the file cannot be written; the old file, if any, is then still there.
+        If the file cannot be written; the old file, if any, is then still there. Only an error of
+        the disk's while the folder is synced, after everything else, finds the new file in place.
 
     Examples
     --------
@@ -185,7 +188,9 @@ def load(path: str | os.PathLike[str]) -> MLP:
         image = _read_checked(text)
         return _read_image(image)
     except ModelFormatError as error:
-        raise ModelFormatError(f"{text}: {error}") from error.__cause__
+        # Half surrogates, from a path or a forged name, could not be printed.
+        message = f"{text}: {error}".encode("utf-8", "backslashreplace").decode("utf-8")
+        raise ModelFormatError(message) from error.__cause__
 
 
 # --------------------------------------------------------------------- bytes before HDF5 sees them
@@ -356,6 +361,10 @@ def _config_to_save(net: MLP) -> bytes:
             raise InvalidArgumentError(
                 f"net: {where}: {used.name!r} is registered as another function; give yours a name of its own"
             )
+    if net.seed is not None and net.seed.bit_length() > _MAX_SEED_BITS:
+        raise InvalidArgumentError(
+            f"net: expected a seed of at most {_MAX_SEED_BITS} bits, found one of {net.seed.bit_length()}"
+        )
     raw = json.dumps(net.config(), allow_nan=False, indent=1).encode()
     if len(raw) > _MAX_CONFIG_BYTES:
         raise InvalidArgumentError(
@@ -377,7 +386,7 @@ def _image(net: MLP, config: bytes) -> memoryview:
     buffer = io.BytesIO()
     with h5py.File(buffer, "w", userblock_size=_USER_BLOCK, libver=("v108", "v108")) as file:
         file.attrs["format"] = np.bytes_("mlpkit.MLP")
-        file.attrs["version"] = np.uint32(FORMAT_VERSION)
+        file.attrs.create("version", FORMAT_VERSION, dtype="<u4")
         file.attrs["objective"] = np.bytes_(OBJECTIVE)
         for name, version in zip(_VERSION_ATTRIBUTES, versions, strict=True):
             file.attrs[name] = np.bytes_(version[:MAX_ATTRIBUTE_BYTES])

@@ -31,6 +31,8 @@ class Registry(dict[str, T], Generic[T]):
         super().__init__()
         self._kind = kind
         self._noun = kind.__name__.lower()
+        article = "an" if kind.__name__[0] in "AEIOU" else "a"
+        self._must_be = f"{self._noun} must be {article} {kind.__name__}"
 
     def names(self) -> list[str]:
         """Return the names of all registered plugins."""
@@ -45,7 +47,7 @@ class Registry(dict[str, T], Generic[T]):
             If it is of the wrong kind, or its name is taken by another.
         """
         if not isinstance(plugin, self._kind):
-            raise InvalidArgumentError(f"{self._noun} must be a {self._kind.__name__}; found {plugin!r}")
+            raise InvalidArgumentError(f"{self._must_be}; found {plugin!r}")
         name: str = plugin.name  # type: ignore[attr-defined]
         if self.get(name, plugin) is not plugin:
             raise InvalidArgumentError(f"name must be new; {self._noun} {name!r} is already registered")
@@ -65,7 +67,7 @@ class Registry(dict[str, T], Generic[T]):
         if isinstance(plugin, str) and plugin in self:
             return self[plugin]
         known = ", ".join(map(repr, self))
-        raise InvalidArgumentError(f"{self._noun} must be a {self._kind.__name__} or one of {known}; found {plugin!r}")
+        raise InvalidArgumentError(f"{self._must_be} or one of {known}; found {plugin!r}")
 
 
 def check_plain_functions(plugin: str, **functions: Callable[..., Any] | None) -> None:
