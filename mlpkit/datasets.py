@@ -75,12 +75,13 @@ def load_images(
 ) -> list[NDArray[np.float64]]:
     """Load grey images from .png, .jpg, .npy, .mat and .h5 files.
 
-    A two-dimensional array is one image, (height, width). A three-dimensional one is a colour image
-    if its last axis has length 3 or 4 (red, green, blue and perhaps opacity), and otherwise a stack
-    of images: in a .mat file along the last axis, as MATLAB has it and as in the CS294A exercise's
-    IMAGES.mat, (512, 512, 10); in .npy and .h5 files along the first axis or the last, whichever
-    makes the images square, and an error where that does not settle it. Four dimensions are a stack
-    of colour images. `stack_axis` overrules all of this.
+    A two-dimensional array is one image, (height, width). A three-dimensional one in a .mat file is a
+    stack of grey images along the last axis, as MATLAB has it and as in the CS294A exercise's
+    IMAGES.mat, (512, 512, 10). In other files it is a colour image if its last axis has length 3 or 4
+    (red, green, blue and perhaps opacity) and its values are 8-bit or 16-bit unsigned integers or
+    all within [0, 1], an error if that length comes with other values, and otherwise a stack along the
+    first axis or the last, whichever makes the images square, and an error where that does not
+    settle it. Four dimensions are a stack of colour images. `stack_axis` overrules all of this.
 
     Values of 8-bit and 16-bit unsigned integers are divided by the largest that the type holds, so
     that white is 1; truth values become 0 and 1; all others are taken as they are, for images that
@@ -172,26 +173,33 @@ def _split(array: NDArray[Any], name: str, stack_axis: int | None, habit: int | 
     """Return the images in an array of any shape, still with their colours."""
     if array.ndim not in (2, 3, 4):
         raise InvalidArgumentError(f"{name} must have two to four dimensions; found shape {array.shape}")
-    colour = array.shape[-1] in (3, 4)
-    if array.ndim == 2 or (array.ndim == 3 and colour and stack_axis is None):
+    if array.ndim == 2:
         return [array]
-    axis = stack_axis
-    if axis is None:
-        axis = habit
+    axis = habit if stack_axis is None else stack_axis
+    colour = array.shape[-1] in (3, 4)
     if axis is None and array.ndim == 4:
         axis = 0 if colour else -1
+    if axis is None and colour and _are_colours(array):
+        return [array]
     if axis is None:
         first = array.shape[1] == array.shape[2]
         last = array.shape[0] == array.shape[1]
-        if first == last:
+        if first == last or colour:
+            unless = ", and colours would lie within [0, 1]" if colour else ""
             raise InvalidArgumentError(
-                f"stack_axis must say which axis of {name} counts the images: 0 or -1; its shape "
-                f"{array.shape} does not tell"
+                f"stack_axis must say which axis of {name} counts the images, 0 or -1: its shape "
+                f"{array.shape} does not tell{unless} (on the command line, give each image a file of its own)"
             )
         axis = 0 if first else -1
     if not -array.ndim <= axis < array.ndim:
         raise InvalidArgumentError(f"stack_axis must be an axis of {name}, whose shape is {array.shape}; found {axis}")
     return list(np.moveaxis(array, axis, 0))
+
+
+def _are_colours(array: NDArray[Any]) -> bool:
+    """Tell whether the values can be brightnesses, which those of whitened images are not."""
+    is_picture = array.dtype.kind == "u" and array.dtype.itemsize <= 2
+    return is_picture or not np.any((array < 0) | (array > 1))
 
 
 def _to_float(array: NDArray[Any]) -> NDArray[np.float64]:

@@ -140,6 +140,8 @@ def test_white_is_exactly_1_and_grey_in_three_channels_is_that_grey(tmp_path):
         (STACK, list(np.moveaxis(STACK, -1, 0))),
         (np.moveaxis(STACK, -1, 0), list(np.moveaxis(STACK, -1, 0))),
         (COLOUR, [luminance(COLOUR / 255)]),
+        (COLOUR / 255, [luminance(COLOUR / 255)]),
+        (COLOUR.astype(np.uint16), [luminance(COLOUR / 65535)]),
         (np.stack([COLOUR, 255 - COLOUR]), [luminance(COLOUR / 255), luminance(1 - COLOUR / 255)]),
         (np.asfortranarray(GREY), [GREY / 255]),
     ],
@@ -170,6 +172,28 @@ def test_mat_has_its_images_along_the_last_axis_as_the_exercise(tmp_path):
         assert len(images) == 5
         for k, image in enumerate(images):
             np.testing.assert_array_equal(image, stack[:, :, k])
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4])
+def test_a_mat_stack_of_any_length_is_no_colour_image(tmp_path, count):
+    stack = RNG.random((8, 8, count))
+    scipy.io.savemat(tmp_path / "IMAGES.mat", {"IMAGES": stack if count > 1 else stack[:, :, 0]})
+    images = load_images(tmp_path / "IMAGES.mat")
+    assert len(images) == count
+    np.testing.assert_array_equal(np.stack(images, axis=-1), stack)
+
+
+@pytest.mark.parametrize(
+    "stack", [RNG.standard_normal((8, 8, 3)), RNG.standard_normal((5, 9, 4)), 2 * COLOUR.astype(int)]
+)
+def test_three_or_four_channels_that_are_no_colours_are_not_guessed_at(tmp_path, stack):
+    path = tmp_path / "whitened.npy"
+    np.save(path, stack)
+    with pytest.raises(
+        InvalidArgumentError, match=r"stack_axis.*whitened\.npy.*colours.*command line.*file of its own"
+    ):
+        load_images(path)
+    np.testing.assert_array_equal(np.stack(load_images(path, stack_axis=-1), axis=-1), stack)
 
 
 def test_stack_axis_settles_what_the_shape_does_not(tmp_path):
