@@ -1,7 +1,8 @@
 """The pictures of the notes: features, training curves, activations, the KL penalty, the network.
 
 Each function returns a `matplotlib.figure.Figure` and writes it to `path` if one is given; the
-suffix picks the format (.png, .pdf, .svg, ...). Figures are made without pyplot, so that drawing
+suffix picks the format (.png, .pdf, .svg, ...), and one that matplotlib does not know, or none, is an
+`InvalidArgumentError`. Figures are made without pyplot, so that drawing
 neither needs a display nor changes the backend or the current figure of the program around it.
 Matplotlib comes with the extra ``mlpkit[plot]`` and is imported on use.
 """
@@ -23,13 +24,13 @@ from mlpkit.errors import InvalidArgumentError, import_extra
 from mlpkit.layers import Dense
 from mlpkit.mlp import MLP, check_network
 from mlpkit.penalties import kl_divergence
+from mlpkit.training import FitResult, History, Iteration
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
     from mlpkit.activations import Activation
-    from mlpkit.training import FitResult, History
 
 __all__ = ["activation", "features", "kl", "network", "training"]
 
@@ -39,6 +40,9 @@ _DPI = 100
 # A layer with more units than this is drawn as its first few, dots, and its last.
 _MOST_UNITS_DRAWN = 6
 _UNITS_BEFORE_DOTS = 4
+# Up to so many iterations are marked one by one: a line through few points says little, and
+# through a single one nothing.
+_MOST_ITERATIONS_MARKED = 30
 
 
 def features(net: MLP, shape: tuple[int, int] | None = None, path: PathLike | None = None) -> Figure:
@@ -105,12 +109,13 @@ def training(history: History | FitResult, path: PathLike | None = None) -> Figu
     -------
     matplotlib.figure.Figure
         Two axes, both with a logarithmic scale: cost and terms above, gradient norm below. A term
-        that is zero throughout is left out.
+        that is zero throughout is left out. Where no iteration was accepted, for instance because
+        training started at a minimum, the axes are empty and say so.
 
     Raises
     ------
     InvalidArgumentError
-        If the history holds no iteration.
+        If it is no history.
     MissingExtraError
         If matplotlib is not installed.
 
@@ -125,30 +130,19 @@ def training(history: History | FitResult, path: PathLike | None = None) -> Figu
     ['cost', 'gradient norm']
     """
     records = getattr(history, "history", history)
-    if not isinstance(records, list):
-        raise InvalidArgumentError(f"history must be a History or a FitResult; found {type(history).__name__}")
-    if not records:
-        raise InvalidArgumentError("history must hold at least one iteration; found none")
-    iterations = np.array([record.iteration for record in records])
+    if not isinstance(records, list) or not all(isinstance(record, Iteration) for record in records):
+        raise InvalidArgumentError(f"history must be a History or a FitResult; found {history!r:.80}")
     figure = _new_figure((7.0, 5.5))
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
-    above.plot(iterations, [record.cost for record in records], color="black", label="cost J")
-    for name, label in (
-        ("data", "data"),
-        ("weight_decay", "weight decay"),
-        ("sparsity", "sparsity"),
-    ):
-        values = np.array([getattr(record, name) for record in records])
-        if np.any(values > 0):
-            above.plot(iterations, values, linewidth=1, label=label)
     above.set_ylabel("cost")
-    above.legend()
-    below.plot(iterations, [record.gradient_norm for record in records], color="black", linewidth=1)
     below.set_ylabel("gradient norm")
     below.set_xlabel("iteration")
-    for axes in (above, below):
-        axes.set_yscale("log", nonpositive="mask")
-        axes.grid(alpha=0.3)
+    if records:
+        _draw_history(records, above, below)
+    else:
+        above.text(0.5, 0.5, "no iteration was accepted", ha="center", va="center", transform=above.transAxes)
+        for axes in (above, below):
+            axes.set(xticks=[], yticks=[])
     return _finish(figure, path)
 
 
@@ -318,9 +312,37 @@ def _new_figure(size: tuple[float, float], layout: Literal["constrained"] | None
 
 def _finish(figure: Figure, path: PathLike | None) -> Figure:
     """Save the figure if asked to, and hand it on."""
-    if path is not None:
-        figure.savefig(path_text(path))
+    if path is None:
+        return figure
+    text = path_text(path)
+    if os.path.isdir(text):
+        raise InvalidArgumentError(f"path: expected the name of a file, found that of a folder: {text!r}")
+    suffix = os.path.splitext(text)[1].lower()
+    known = figure.canvas.get_supported_filetypes()
+    if suffix[1:] not in known:
+        raise InvalidArgumentError(f"path: expected a name that ends in .{', .'.join(sorted(known))}; found {text!r}")
+    figure.savefig(text)
     return figure
+
+
+def _draw_history(records: list[Iteration], above: Axes, below: Axes) -> None:
+    """Draw cost and terms above, gradient norm below."""
+    from matplotlib.ticker import MaxNLocator
+
+    iterations = [record.iteration for record in records]
+    marker = "." if len(records) <= _MOST_ITERATIONS_MARKED else None
+    # On top of its terms, the largest of which often runs along it.
+    above.plot(iterations, [record.cost for record in records], "black", marker=marker, zorder=3, label="cost J")
+    for name in ("data", "weight_decay", "sparsity"):
+        values = np.array([getattr(record, name) for record in records])
+        if np.any(values > 0):
+            above.plot(iterations, values, linewidth=1, marker=marker, label=name.replace("_", " "))
+    above.legend()
+    below.plot(iterations, [record.gradient_norm for record in records], "black", linewidth=1, marker=marker)
+    below.xaxis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 5, 10], integer=True, min_n_ticks=1))
+    for axes in (above, below):
+        axes.set_yscale("log", nonpositive="mask")
+        axes.grid(alpha=0.3)
 
 
 def _image_shape(shape: tuple[int, int] | None, n_pixels: int) -> tuple[int, int]:
@@ -332,9 +354,11 @@ def _image_shape(shape: tuple[int, int] | None, n_pixels: int) -> tuple[int, int
                 f"shape must be given when the images are not square; the network has {n_pixels} inputs"
             )
         return side, side
-    if not isinstance(shape, (tuple, list)) or len(shape) != 2:
-        raise InvalidArgumentError(f"shape must be (height, width); found {shape!r}")
-    height, width = (check_integer(side, "shape", low=1) for side in shape)
+    try:
+        first, second = shape
+    except (TypeError, ValueError):
+        raise InvalidArgumentError(f"shape must be (height, width); found {shape!r}") from None
+    height, width = check_integer(first, "shape", low=1), check_integer(second, "shape", low=1)
     if height * width != n_pixels:
         raise InvalidArgumentError(
             f"shape must hold as many pixels as the network has inputs, {n_pixels}; found {height} x {width}"

@@ -300,7 +300,7 @@ def _progress_line(wanted: bool, max_iter: int | None) -> Iterator[Any]:
     text = import_extra("rich.text", extra="progress").Text
 
     def line(record: Iteration) -> Any:
-        # Cut short rather than wrapped in a narrow terminal: the terms of J come last.
+        # Cut short rather than wrapped in a narrow terminal: what matters least comes last.
         return text(_line(record, max_iter), no_wrap=True, overflow="ellipsis")
 
     # Refreshed by hand: rich's own refreshing would be one more thread beside the engine's.
@@ -320,11 +320,11 @@ def _progress_line(wanted: bool, max_iter: int | None) -> Iterator[Any]:
 
 
 def _line(record: Iteration, max_iter: int | None) -> str:
+    # Short, for all of it should fit into the 80 columns of many a terminal.
     of = f"/{max_iter}" if max_iter is not None else ""
-    terms = {name: getattr(record, name) for name in ("data", "weight_decay", "sparsity")}
     return (
-        f"iteration {record.iteration}{of}  {record.seconds:.1f} s  J {record.cost:.6g}  "
-        f"gradient {record.gradient_norm:.1e}  {_in_words(terms)}"
+        f"{record.iteration}{of}  {record.seconds:.0f} s  J {record.cost:.5g} = data {record.data:.3g} "
+        f"+ decay {record.weight_decay:.3g} + KL {record.sparsity:.3g}  grad {record.gradient_norm:.1e}"
     )
 
 

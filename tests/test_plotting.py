@@ -9,6 +9,7 @@ import pytest
 import mlpkit
 from mlpkit import plotting
 from mlpkit.errors import InvalidArgumentError, MissingExtraError
+from mlpkit.training import Iteration
 
 pytest.importorskip("matplotlib")
 
@@ -36,9 +37,19 @@ def test_features_use_a_symmetric_grey_scale(net):
     assert image.get_cmap().name == "gray"
 
 
-def test_features_of_a_given_shape():
+@pytest.mark.parametrize("value", [-1.0, 0.0])
+def test_the_grey_scale_is_symmetric_whatever_the_weights(net, value):
+    """Pictures without white must not be stretched to have some: mid-grey is always 0."""
+    net.weights[0][...] = value
+    image = plotting.features(net).axes[0].images[0]
+    assert image.get_clim() == (-1, 1)
+    assert image.norm(0.0) == 0.5
+
+
+@pytest.mark.parametrize("shape", [(2, 3), [2, 3], np.array([2, 3])])
+def test_features_of_a_given_shape(shape):
     net = mlpkit.sparse_autoencoder(n_inputs=6, n_hidden=2, seed=0)
-    picture = plotting.features(net, shape=(2, 3)).axes[0].images[0].get_array()
+    picture = plotting.features(net, shape=shape).axes[0].images[0].get_array()
     W = net.weights[0][0].reshape(2, 3)
     np.testing.assert_allclose(picture[1:3, 1:4], W / np.abs(W).max())
 
@@ -50,6 +61,9 @@ def test_features_of_a_given_shape():
         ((2, 2), "shape must hold.*6; found 2 x 2"),
         ((2, 0), "shape must be an integer of at least 1"),
         (6, "shape must be .height, width.; found 6"),
+        ((1, 2, 3), "shape must be .height, width.; found .1, 2, 3"),
+        (np.array([2.0, 3.0]), "shape must be an integer"),
+        ("23", "shape must be an integer"),
     ],
 )
 def test_features_say_which_shape_they_need(shape, message):
@@ -88,9 +102,41 @@ def test_training_leaves_out_terms_that_are_zero_and_takes_a_result():
     assert [line.get_label() for line in above.lines] == ["cost J", "data"]
 
 
-def test_training_needs_an_iteration():
-    with pytest.raises(InvalidArgumentError, match="history must hold at least one iteration"):
-        plotting.training([])
+def test_training_without_an_iteration_says_so():
+    net = mlpkit.MLP([mlpkit.Input(1), mlpkit.Dense(1, "identity", init=0.0)])
+    result = net.fit([[1.0]], [[0.0]])  # where it starts is the minimum
+    assert result.history == []
+    for history in (result, result.history):
+        above, below = plotting.training(history).axes
+        assert [text.get_text() for text in above.texts] == ["no iteration was accepted"]
+        assert below.get_xlabel() == "iteration"
+
+
+@pytest.mark.parametrize("history", [[1, 2], None, 3, "history", [None]])
+def test_training_refuses_what_is_no_history(history):
+    with pytest.raises(InvalidArgumentError, match="history must be a History or a FitResult; found"):
+        plotting.training(history)
+
+
+def history_of(n):
+    return [Iteration(i, 1 / i, 0.5 / i, 0.3 / i, 0.2 / i, 0.1, i, 0.1, 0.1) for i in range(1, n + 1)]
+
+
+@pytest.mark.parametrize("n", [1, 2, 5, 30, 31, 400])
+def test_short_runs_are_marked_and_iterations_are_whole_numbers(n):
+    figure = plotting.training(history_of(n))
+    above, below = figure.axes
+    figure.draw_without_rendering()
+    ticks = [tick for tick in below.get_xticks() if below.get_xlim()[0] <= tick <= below.get_xlim()[1]]
+    assert ticks
+    assert all(tick == round(tick) for tick in ticks)
+    assert {line.get_marker() for line in above.lines + below.lines} == {"." if n <= 30 else "None"}
+
+
+def test_the_cost_is_drawn_on_top_of_its_terms():
+    cost, *terms = plotting.training(history_of(3)).axes[0].lines
+    assert cost.get_label() == "cost J"
+    assert all(cost.get_zorder() > term.get_zorder() for term in terms)
 
 
 def test_activation_draws_each_function():
@@ -170,6 +216,18 @@ def test_every_picture_can_be_saved(net, tmp_path, suffix):
         path = tmp_path / f"{name}.{suffix}"
         draw(path)
         assert path.stat().st_size > 500
+
+
+@pytest.mark.parametrize("name", ["", "kl.xyz", "kl", "kl.png/", ".png", "kl."])
+def test_a_path_that_names_no_picture_is_refused(tmp_path, name):
+    with pytest.raises(InvalidArgumentError, match=f"path: expected .*{tmp_path}/{name}"):
+        plotting.kl(path=f"{tmp_path}/{name}")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_suffix_may_be_in_capitals(tmp_path):
+    plotting.kl(path=tmp_path / "KL.PNG")
+    assert (tmp_path / "KL.PNG").exists()
 
 
 def test_drawing_never_imports_pyplot():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 
@@ -11,7 +12,7 @@ import pytest
 from scipy.optimize import minimize
 from threadpoolctl import threadpool_info
 
-from mlpkit import LBFGS, MLP, Dense, GradientDescent, Input, KLSparsity, Objective, errors
+from mlpkit import LBFGS, MLP, Dense, GradientDescent, Input, KLSparsity, Objective, errors, training
 from mlpkit.errors import InvalidArgumentError, MissingExtraError
 from mlpkit.training import FitResult, History, Iteration, fit
 
@@ -292,9 +293,29 @@ def test_progress_is_a_line_on_stderr(capsys):
     network().fit(X, Y, optimizer=LBFGS(max_iter=6), progress=True)
     out, err = capsys.readouterr()
     assert out == ""
-    assert "iteration 6/6" in err
+    assert "6/6  " in err
     network().fit(X, Y, optimizer=LBFGS(max_iter=6))
     assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
+def test_the_progress_line_shows_every_term_in_80_columns(scale):
+    record = Iteration(12345, 0.98765 * scale, 0.543 * scale, 0.321e-5 * scale, 0.123 * scale, 0.01, 1, 1234.5, 0.1)
+    shown = training._line(record, 15000)[:80]
+    assert f"data {0.543 * scale:.3g} + decay {0.321e-5 * scale:.3g} + KL {0.123 * scale:.3g}" in shown
+    # The demo's line, whole.
+    line = training._line(Iteration(400, 0.456789, 0.34567, 0.0567891, 0.00543211, 1.2e-3, 450, 12.3, 0.1), 400)
+    assert line == "400/400  12 s  J 0.45679 = data 0.346 + decay 0.0568 + KL 0.00543  grad 1.2e-03"
+    assert len(line) <= 80
+
+
+def test_progress_fills_no_more_than_one_line(capsys, monkeypatch):
+    pytest.importorskip("rich")
+    monkeypatch.setenv("COLUMNS", "80")
+    X, Y = data()
+    network().fit(X, Y, optimizer=LBFGS(max_iter=6), progress=True)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.fullmatch(r"6/6  \d+ s  J \S+ = data \S+ \+ decay \S+ \+ KL \S+  grad \S+\s*", line)
 
 
 def test_progress_without_rich_names_the_extra(monkeypatch):
