@@ -3,12 +3,13 @@
 ``mlpkit demo`` does the whole job of section 4 of the notes: whitened patches of photographs, a
 sparse autoencoder, pictures of what its hidden units look for, a model file. Exit codes: 0 for
 success, 1 when something fails (one line on standard error says what), 2 for a command line that
-makes no sense, 130 after Ctrl-C.
+makes no sense, 130 after Ctrl-C, 141 where whoever read the output has gone (``| head``).
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -19,15 +20,18 @@ from numpy.typing import NDArray
 
 from mlpkit import activations, datasets, model_file, plotting, preprocessing
 from mlpkit.autoencoder import sparse_autoencoder
-from mlpkit.errors import MissingExtraError, MlpkitError, import_extra
-from mlpkit.kernels.jit import set_num_threads
+from mlpkit.errors import InvalidArgumentError, MissingExtraError, MlpkitError, import_extra
+from mlpkit.kernels.jit import MOST_THREADS, set_num_threads
 from mlpkit.layers import Dense, Input
 from mlpkit.mlp import MLP
 from mlpkit.optimizers import LBFGS
 from mlpkit.penalties import KLSparsity
 from mlpkit.system import package_version, show_config
+from mlpkit.training import FitResult
 
 __all__ = ["main"]
+
+_HIGHEST_COUNT = 10**9
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -41,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        0 for success, 1 for failure, 130 after Ctrl-C.
+        0 for success, 1 for failure, 130 after Ctrl-C, 141 after a broken pipe.
 
     Raises
     ------
@@ -53,16 +57,38 @@ def main(arguments: Sequence[str] | None = None) -> int:
     >>> main(["demo", "--images", "absent.png", "--no-progress"])
     1
     """
+    try:
+        try:
+            return _run(arguments)
+        finally:
+            # Here, where a broken pipe can still be answered: not as Python exits.
+            if sys.stdout is not None:
+                sys.stdout.flush()
+    except BrokenPipeError:
+        # What is still buffered must not be tried again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+
+
+def _run(arguments: Sequence[str] | None) -> int:
+    """Do what the command line asks; make one line of every error that a user can cause."""
     options = _parser().parse_args(arguments)
     try:
         return options.run(options)
+    except BrokenPipeError:
+        raise
+    except MemoryError as error:
+        return _fail(f"not enough memory: {error}".rstrip(": "))
     except (MlpkitError, OSError) as error:
-        message = " ".join(str(error).split())
-        print(f"mlpkit: error: {message}", file=sys.stderr)
-        return 1
+        return _fail(str(error))
     except KeyboardInterrupt:
         print("mlpkit: interrupted", file=sys.stderr)
         return 130
+
+
+def _fail(message: str) -> int:
+    print(f"mlpkit: error: {' '.join(message.split())}", file=sys.stderr)
+    return 1
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -114,10 +140,16 @@ def _add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         "(default: photographs that come with scikit-image)",
         default=argparse.SUPPRESS,
     )
+    add(
+        "--whitened",
+        action="store_true",
+        help="the --images are whitened already, as the CS294A exercise's IMAGES.mat: do not whiten them again",
+        default=argparse.SUPPRESS,
+    )
     add("--seed", type=int, default=0, help="seed of the patches and of the starting weights")
     add(
         "--threads",
-        type=_count,
+        type=_threads,
         metavar="N",
         help="threads to compute with (default: all)",
         default=argparse.SUPPRESS,
@@ -132,10 +164,22 @@ def _add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
 
 
 def _count(text: str) -> int:
-    """Read a positive integer; argparse turns the ValueError into its usage error."""
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1; found {number}")
+    """Read a positive integer; argparse puts the option's name before the error."""
+    try:
+        number = int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be a whole number; found {text!r}") from None
+    if not 1 <= number <= _HIGHEST_COUNT:
+        raise argparse.ArgumentTypeError(f"must lie between 1 and {_HIGHEST_COUNT}; found {number}")
+    return number
+
+
+def _threads(text: str) -> int:
+    number = _count(text)
+    if number > MOST_THREADS:
+        raise argparse.ArgumentTypeError(
+            f"must be at most {MOST_THREADS}, the number of cores or NUMBA_NUM_THREADS; found {number}"
+        )
     return number
 
 
@@ -171,6 +215,7 @@ def _demo(options: argparse.Namespace) -> int:
     progress = not hasattr(options, "no_progress") and _has_progress()
     if hasattr(options, "threads"):
         set_num_threads(options.threads)
+    X = _patches(options)
     net = sparse_autoencoder(
         n_inputs=options.patch**2,
         n_hidden=options.hidden,
@@ -179,7 +224,6 @@ def _demo(options: argparse.Namespace) -> int:
         weight_decay=options.weight_decay,
         seed=options.seed,
     )
-    X = _patches(options)
     options.out.mkdir(parents=True, exist_ok=True)
     sizes = "-".join(str(size) for size in net.sizes)
     print(
@@ -187,29 +231,41 @@ def _demo(options: argparse.Namespace) -> int:
         f"rho {options.rho:g}, beta {options.beta:g}, lambda {options.weight_decay:g}"
     )
     _prepare_kernels(options)
-    result = net.fit(X, X, optimizer=LBFGS(options.iterations, ftol=0, gtol=0), progress=progress)
+    try:
+        result = net.fit(X, X, optimizer=LBFGS(options.iterations, ftol=0, gtol=0), progress=progress)
+    except InvalidArgumentError as error:
+        raise InvalidArgumentError(
+            f"training cannot start with --beta {options.beta:g} and --weight-decay {options.weight_decay:g}: {error}"
+        ) from error
+    _summarise(result, net.activations(X)[0].mean(axis=0))
 
+    # The model first: it is what took the time.
+    model, features, training = (options.out / name for name in ("model.h5", "features.png", "training.png"))
+    net.save(model)
+    print(f"wrote {model}")
+    plotting.features(net, path=features)
+    print(f"wrote {features}")
+    plotting.training(result.history, path=training)
+    print(f"wrote {training}")
+    if not np.array_equal(model_file.load(model).predict(X), net.predict(X)):
+        return _fail(f"{model} predicts otherwise than it was saved")
+    print(f"reloaded {model.name}: equal predictions for all {len(X)} patches")
+    return 0
+
+
+def _summarise(result: FitResult, rho_hat: NDArray[np.float64]) -> None:
     terms = result.terms
-    rho_hat = net.activations(X)[0].mean(axis=0)
     print(
-        f"J = {result.cost:.6f} = data {terms['data']:.6f} + weight decay "
-        f"{terms['weight_decay']:.6f} + sparsity {terms['sparsity']:.6f}\n"
+        f"J = {result.cost:.6g} = data {terms['data']:.6g} + weight decay "
+        f"{terms['weight_decay']:.6g} + sparsity {terms['sparsity']:.6g}\n"
         f"rho_hat: mean {rho_hat.mean():.4f}, standard deviation {rho_hat.std():.4f}, "
         f"from {rho_hat.min():.4f} to {rho_hat.max():.4f}\n"
         f"{result.n_iterations} iterations, {result.n_evaluations} evaluations, "
         f"{result.seconds:.1f} s ({result.reason})"
     )
-    features, training, model = (options.out / name for name in ("features.png", "training.png", "model.h5"))
-    plotting.features(net, path=features)
-    plotting.training(result.history, path=training)
-    net.save(model)
-    for path in (features, training, model):
-        print(f"wrote {path}")
-    if not np.array_equal(model_file.load(model).predict(X), net.predict(X)):
-        print(f"mlpkit: error: {model} predicts otherwise than it was saved", file=sys.stderr)
-        return 1
-    print(f"reloaded {model.name}: equal predictions for all {len(X)} patches")
-    return 0
+    if not result.history:
+        hint = "" if result.reason.startswith("converged") else ": a smaller --beta or --weight-decay may help"
+        print(f"mlpkit: warning: the network is as it started, for no step was accepted{hint}", file=sys.stderr)
 
 
 def _has_progress() -> bool:
@@ -224,11 +280,29 @@ def _has_progress() -> bool:
 
 def _patches(options: argparse.Namespace) -> NDArray[np.float64]:
     """Return the training examples, made as the CS294A exercise makes them."""
-    files = getattr(options, "images", None)
-    images = datasets.natural_images() if files is None else datasets.load_images(files)
-    whitened = preprocessing.whiten_images(images)
-    patches = preprocessing.sample_patches(whitened, options.patches, size=options.patch, seed=options.seed)
+    images = _images(options)
+    if not hasattr(options, "whitened"):
+        images = preprocessing.whiten_images(images)
+    patches = preprocessing.sample_patches(images, options.patches, size=options.patch, seed=options.seed)
     return preprocessing.squash(preprocessing.remove_dc(patches))
+
+
+def _images(options: argparse.Namespace) -> list[NDArray[np.float64]]:
+    if not hasattr(options, "images"):
+        if hasattr(options, "whitened"):
+            raise InvalidArgumentError("--whitened needs --images that are: scikit-image's photographs are not")
+        return datasets.natural_images()
+    images: list[NDArray[np.float64]] = []
+    for file in options.images:
+        for image in datasets.load_images(file):
+            if min(image.shape) < options.patch:
+                height, width = image.shape
+                raise InvalidArgumentError(
+                    f"--patch must not exceed any image's side; found {options.patch} for an image of "
+                    f"{height} x {width} pixels in {str(file)!r}"
+                )
+            images.append(image)
+    return images
 
 
 def _prepare_kernels(options: argparse.Namespace) -> None:
