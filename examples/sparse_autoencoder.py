@@ -13,6 +13,7 @@ from mlpkit import datasets, preprocessing
 
 def main(small: bool = False, out: Path = Path()) -> mlpkit.MLP:
     """Train, save the model and the picture in the folder `out`, and return the network."""
+    out.mkdir(parents=True, exist_ok=True)  # before the training, so that an error costs nothing
     images = preprocessing.whiten_images(datasets.natural_images())
     patches = preprocessing.sample_patches(images, n_patches=500 if small else 10_000, size=8)
     # Without their mean brightness, and in [0.1, 0.9], where a sigmoid can follow them.

@@ -22,10 +22,11 @@ def load(path):
 def test_sparse_autoencoder_saves_its_model_and_picture(tmp_path):
     pytest.importorskip("matplotlib")
     pytest.importorskip("skimage")
-    net = load(EXAMPLES / "sparse_autoencoder.py").main(small=True, out=tmp_path)
+    out = tmp_path / "new" / "folder"
+    net = load(EXAMPLES / "sparse_autoencoder.py").main(small=True, out=out)
     assert net.sizes == (64, 25, 64)
-    assert (tmp_path / "autoencoder.h5").exists()
-    assert (tmp_path / "features.png").exists()
+    assert (out / "autoencoder.h5").exists()
+    assert (out / "features.png").exists()
 
 
 def test_softmax_digits_learns_and_generalises():
