@@ -328,7 +328,7 @@ class MLP:
     def _run(self, rows: NDArray[Any], outputs: Sequence[NDArray[Any] | None]) -> None:
         """Run the forward sweep over rows, writing the activations of layers that have an output array."""
         plan, table, constants = self._plan(rows.shape[0])
-        workers = min(get_num_threads(), plan.cut.n_tiles)
+        workers = min(get_num_threads(), plan.cut.n_strips)
         places = np.full(len(outputs), -1, np.int64)
         target: NDArray[Any]
         wanted = [(i, out) for i, out in enumerate(outputs) if out is not None]
@@ -338,7 +338,7 @@ class MLP:
         else:
             places[:] = np.cumsum([0] + [out.size for _, out in wanted[:-1]])
             target = np.empty(sum(out.size for _, out in wanted), self._dtype)
-        size = plan.work_size + plan.cut.tile_panels * plan.lanes * self.sizes[0]
+        size = plan.prediction_rows * plan.lanes * plan.cut.strip_panels
         work = aligned_empty(workers * size, self._dtype).reshape(workers, size)
         network = (table, 0, self._theta, constants)
         launch(

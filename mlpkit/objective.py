@@ -138,9 +138,10 @@ class Objective:
 
         self.n_examples = rows.shape[0]
         self._plan = plan = Plan(net.layers, dtype, self.n_examples, net.loss)
-        self._workers = 0
         self._keep = plan.n_kept > 0 and (
-            _fits(plan.kept_size * plan.cut.n_tiles * dtype.itemsize) if keep_activations is None else keep_activations
+            _fits(plan.kept_rows * plan.cut.n_panels * plan.lanes * dtype.itemsize)
+            if keep_activations is None
+            else keep_activations
         )
         n_rows = rows.shape[1] + (0 if same else targets.shape[1]) + 1
         self._packed_bytes = plan.cut.n_panels * plan.lanes * n_rows * dtype.itemsize
@@ -160,8 +161,9 @@ class Objective:
         self._constants = plan.constants()
         self._counter = np.zeros(1, np.int64)
         self._sparsity = np.zeros(plan.n_units, dtype)
-        self._sums = np.zeros((plan.cut.n_slabs, plan.n_units))
-        self._losses = np.zeros(plan.cut.n_slabs)
+        self._sums = np.zeros((plan.cut.n_pieces, plan.n_units))
+        self._losses = np.zeros(plan.n_losses)
+        self._sections: dict[str, NDArray[Any]] = {}
         self._lock = threading.Lock()
 
     @property
@@ -169,7 +171,7 @@ class Objective:
         """Bytes that the objective holds once it has been evaluated with the present number of threads.
 
         Packed X, Y (if different) and weights, which it holds from the start; and, allocated at the first evaluation,
-        kept activations (or a tile of them a thread), a partial gradient a slab and scratch a thread.
+        kept activations, activations and deltas of what is in work, and partial gradients.
 
         Examples
         --------
@@ -177,11 +179,11 @@ class Objective:
         >>> Objective(MLP([Input(2), Dense(1, "tanh")]), [[0.0, 0.0]], [0.0]).memory > 0
         True
         """
-        plan, size = self._plan, self.net.dtype.itemsize
+        plan = self._plan
         workers = min(get_num_threads(), plan.worker_limit)
-        kept = plan.kept_size * (plan.cut.n_tiles if self._keep else workers)
-        gradients = plan.cut.n_slabs * plan.n_parameters
-        return self._packed_bytes + size * (kept + gradients + workers * plan.scratch_size)
+        sections = plan.sections(workers, self._keep).values()
+        numbers = sum(owners * size for owners, size in sections) + plan.n_gradients * plan.n_parameters
+        return self._packed_bytes + numbers * self.net.dtype.itemsize
 
     @property
     def value_and_gradient(self) -> Evaluation:
@@ -254,15 +256,12 @@ class Objective:
         """Return how many threads to use, with working memory for them in place; it grows with the threads."""
         plan, dtype = self._plan, self.net.dtype
         workers = min(get_num_threads(), plan.worker_limit)
-        if self._workers == 0:
-            slabs = plan.cut.n_slabs
-            self._gradients = aligned_empty(slabs * plan.n_parameters, dtype).reshape(slabs, -1)
-        if self._workers == 0 or (workers > self._workers and not self._keep):
-            tiles = plan.cut.n_tiles if self._keep else workers
-            self._kept = aligned_empty(tiles * plan.kept_size, dtype).reshape(tiles, -1)
-        if workers > self._workers:
-            self._work = aligned_empty(workers * plan.scratch_size, dtype).reshape(workers, -1)
-            self._workers = workers
+        for name, (owners, size) in plan.sections(workers, self._keep).items():
+            if name not in self._sections or self._sections[name].shape[0] < owners:
+                self._sections[name] = aligned_empty(owners * size, dtype).reshape(owners, size)
+        if plan.n_gradients and "gradients" not in self._sections:
+            gradients = aligned_empty(plan.n_gradients * plan.n_parameters, dtype)
+            self._sections["gradients"] = gradients.reshape(plan.n_gradients, plan.n_parameters)
         return workers
 
     def _mean_activations(self, theta: NDArray[Any]) -> list[NDArray[np.float64]]:
@@ -270,10 +269,11 @@ class Objective:
         plan = self._plan
         workers = self._allocate()
         network = (self._table, plan.n_kept, theta, self._constants)
-        data = (self._X, self._w, self._sums)
+        memory = (self._keep, self._sections["kept"])
         launch(
-            sweeps.forward_sweep, network, plan.tiling, self._keep, self._kept, *data, self._counter, workers=workers
-        )
+            sweeps.forward_sweep, network, plan.tiling, plan.cut.piece_strips, memory, self._X, self._w, self._sums,
+            self._counter, workers=workers,
+        )  # fmt: skip
         means = self._sums.sum(axis=0) / self._total_weight
         return [layer.activation.to_unit(means[plan.units(i)]) for i, layer in self._penalties]
 
@@ -290,14 +290,15 @@ class Objective:
                 self._sparsity[plan.units(i)] = np.clip(slope, -self._steepest, self._steepest)
         workers = self._allocate()
         network = (self._table, plan.n_kept, theta, self._constants)
-        memory = (self._keep, self._kept, self._work, plan.work_size, plan.delta_size)
-        data = (self._X, self._Y, self._w)
-        partial = (self._gradients, self._losses, self._counter)
-        whole = (self._scale, self._decay, gradient)
-        loss, decay = launch(
-            sweeps.backward_sweep, network, plan.tiling, memory, data, self._output, self._sparsity, *partial, *whole,
-            workers=workers,
-        )  # fmt: skip
+        memory = (self._keep, *(self._sections[name] for name in ("kept", "span", "scratch")))
+        work: tuple[Any, ...] = (memory, (self._X, self._Y, self._w), self._output, self._sparsity)
+        whole = (self._losses, self._counter, self._scale, self._decay, gradient)
+        sweep = (network, plan.tiling)
+        if plan.cut.by_rows:
+            loss, decay = launch(sweeps.gradient_by_rows, *sweep, *work, *whole, workers=workers)
+        else:
+            work = (plan.cut.piece_strips, *work, self._sections["gradients"])
+            loss, decay = launch(sweeps.gradient_by_pieces, *sweep, *work, *whole, workers=workers)
         return {"data": loss / self._total_weight, "weight_decay": decay, "sparsity": sparsity}
 
 

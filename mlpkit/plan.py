@@ -1,6 +1,6 @@
 """What the engine needs to know about a network: sizes, places and addresses, as rows of integers.
 
-A `Plan` also decides what lies where in a tile's memory, and so how much memory a sweep takes.
+A `Plan` also decides what lies where in memory, and so how much of it a sweep takes.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ __all__ = ["Plan"]
 
 
 class Plan:
-    """The layout of a network and its tiles, for a given number of examples.
+    """The layout of a network and its memory, for a given number of examples.
 
     Parameters
     ----------
@@ -37,11 +37,11 @@ class Plan:
     Attributes
     ----------
     cut : Cut
-        Panels, tiles and slabs.
+        Panels, strips, spans and pieces.
     n_kept : int
-        Dense layers up to the last sparse one, whose tile memory may be kept between two sweeps.
-    kept_size, work_size, delta_size : int
-        Numbers in one tile's kept part, in its scratch part, and in one buffer of deltas.
+        Dense layers up to the last sparse one, whose activations may be kept between two sweeps.
+    kept_rows, span_rows, scratch_rows : int
+        Numbers an example in each section of memory; see `mlpkit.kernels.sweeps`.
     n_units : int
         Units of all dense layers together: the length of the vector of sparsity terms.
     """
@@ -69,32 +69,54 @@ class Plan:
             for i, layer in enumerate(self.dense)
         ]
         rows = [layer.units * (2 if z else 1) for layer, z in zip(self.dense, self.keeps_z, strict=True)]
-        widest = max(layer.units for layer in self.dense)
-        live = layers[0].units + sum(rows) + (2 * widest + self.dense[-1].units if loss else 0)
-        self.cut: Cut = cut(n_examples, dtype, live, self.n_parameters)
-
-        column = self.cut.tile_panels * self.lanes
-        self.kept_size = sum(rows[: self.n_kept]) * column
-        self.work_size = sum(rows[self.n_kept :]) * column
-        self.delta_size = widest * column
         self.n_units = sum(layer.units for layer in self.dense)
-        self._column = column
-        self._widest = max(widest, self.lanes)
-
-    @property
-    def scratch_size(self) -> int:
-        """Numbers of scratch that each thread needs beside a tile's kept part."""
-        return self.work_size + 2 * self.delta_size
+        self.kept_rows = sum(rows[: self.n_kept])
+        self._hidden_rows = sum(rows[self.n_kept : top])
+        self.span_rows = self._hidden_rows + (self.n_units if loss else 0)
+        # A sparse output layer is kept, and needs scratch for the second part of its delta.
+        self.scratch_rows = rows[top] if self.n_kept <= top else self.dense[top].units
+        live = layers[0].units + self.kept_rows + self.span_rows + self.scratch_rows
+        if loss:
+            live += self.dense[top].units  # targets
+        self.cut: Cut = cut(n_examples, dtype, live, max(1, self.span_rows), self.n_parameters)
+        self._widest = max(*(layer.units for layer in self.dense), self.lanes)
 
     @property
     def tiling(self) -> tuple[int, int, int, int]:
-        """The cut as the sweeps take it: panels, panels a tile, tiles a slab, lanes."""
-        return self.cut.n_panels, self.cut.tile_panels, self.cut.slab_tiles, self.lanes
+        """The cut as the sweeps take it: panels, panels a strip, panels a span, lanes."""
+        return self.cut.n_panels, self.cut.strip_panels, self.cut.span_panels, self.lanes
 
     @property
     def worker_limit(self) -> int:
-        """The most threads that find work."""
-        return self.cut.n_slabs
+        """The most threads that find work and memory."""
+        cut = self.cut
+        return min(cut.n_pieces, cut.span_panels // cut.strip_panels if cut.by_rows else cut.n_pieces)
+
+    @property
+    def n_losses(self) -> int:
+        """How many partial losses there are."""
+        return self.cut.n_strips if self.cut.by_rows else self.cut.n_pieces
+
+    @property
+    def n_gradients(self) -> int:
+        """How many partial gradients there are beside the gradient itself."""
+        return 0 if self.cut.by_rows else self.cut.n_pieces
+
+    @property
+    def prediction_rows(self) -> int:
+        """Numbers an example that a prediction works on: inputs and activations."""
+        return self.blocks[0].n_in + self.n_units
+
+    def sections(self, workers: int, keep: bool) -> dict[str, tuple[int, int]]:
+        """Return the shapes of the arrays that hold the sections of memory, a row for each owner."""
+        column = self.lanes * self.cut.span_panels
+        owners = 1 if self.cut.by_rows else workers
+        kept = self.lanes * self.kept_rows
+        return {
+            "kept": (1, kept * self.cut.n_panels) if keep else (owners, kept * self.cut.span_panels),
+            "span": (owners, self.span_rows * column),
+            "scratch": (workers, self.scratch_rows * self.lanes * self.cut.strip_panels),
+        }
 
     def units(self, layer: int) -> slice:
         """Return the places of a dense layer's units among all units."""
@@ -111,19 +133,21 @@ class Plan:
     def rows(self) -> NDArray[np.int64]:
         """Return one row of integers a dense layer, for the sweeps; this compiles the tile functions."""
         table = np.zeros((len(self.dense), sweeps.PLAN_COLUMNS), np.int64)
-        place = 0
+        top = len(self.dense) - 1
+        place = 0  # rows before, in the layer's section
         for i, (layer, block, z) in enumerate(zip(self.dense, self.blocks, self.keeps_z, strict=True)):
-            if i == self.n_kept:
+            if i in (self.n_kept, top) and i >= self.n_kept:
                 place = 0
             row = table[i]
             row[sweeps.N_IN], row[sweeps.N_OUT] = block.n_in, block.n_out
             row[sweeps.W] = block.W
             row[sweeps.B] = block.b if layer.bias else -1
             row[sweeps.A] = row[sweeps.Z] = place
-            place += layer.units * self._column
+            place += layer.units
             if z:
                 row[sweeps.Z] = place
-                place += layer.units * self._column
+                place += layer.units
+            row[sweeps.D] = self._hidden_rows + self.units(i).start
             row[sweeps.U] = self.units(i).start
             row[sweeps.SPARSE] = i in self.sparse
             row[sweeps.FORWARD] = activations.forward_tile(layer.activation, self.dtype, not z).address

@@ -24,7 +24,9 @@ def run_affine(W, row_stride, column_stride, rows, columns, bias, u, u_panel, x,
 
 @numba.njit(error_model="numpy")
 def run_outer(d, rows, x, columns, g, panels, n_lanes):
-    accumulate_outer(at(d, 0), rows, at(x, 0), columns, columns * n_lanes, at(g, 0), columns, panels, n_lanes)
+    accumulate_outer(
+        at(d, 0), rows, rows * n_lanes, at(x, 0), columns, columns * n_lanes, at(g, 0), columns, panels, n_lanes
+    )
 
 
 @numba.njit(error_model="numpy")

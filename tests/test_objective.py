@@ -15,6 +15,7 @@ from strategies import Case, cases
 
 import mlpkit
 from mlpkit.errors import InvalidArgumentError, TargetRangeWarning
+from mlpkit.kernels import tiles
 
 # Errors in float64 are rounding in sums of up to 600 examples and 40 units through 5 layers, some
 # 1e-15 of the result; 1e-12 is the contract. In float32 the same sums give some 1e-7 to 1e-6.
@@ -32,6 +33,21 @@ def threads(n):
         yield
     finally:
         mlpkit.set_num_threads(before)
+
+
+# The gradient is summed by pieces of the data where it is small, by its rows where it is large.
+SUMS = pytest.mark.parametrize("by_rows", [False, True], ids=["by pieces", "by rows"])
+
+
+@contextlib.contextmanager
+def summed(by_rows):
+    """Sum gradients of any size in one of the two ways inside the block."""
+    before = tiles._SMALL_GRADIENT
+    tiles._SMALL_GRADIENT = 0 if by_rows else 1 << 40
+    try:
+        yield
+    finally:
+        tiles._SMALL_GRADIENT = before
 
 
 def bits(*arrays):
@@ -113,19 +129,30 @@ def test_reference_gradient_is_the_complex_step(case):
 # Against the twin and against differences -------------------------------------------------------
 
 
+@SUMS
 @DTYPES
-@settings(max_examples=150)
+@settings(max_examples=100)
 @given(data=st.data())
-def test_objective_equals_reference(dtype, data):
-    assert_equals_reference(data.draw(cases(dtype=dtype)), dtype)
+def test_objective_equals_reference(dtype, by_rows, data):
+    with summed(by_rows):
+        assert_equals_reference(data.draw(cases(dtype=dtype)), dtype)
 
 
+@SUMS
 @DTYPES
-def test_objective_equals_reference_over_many_tiles(dtype):
+@pytest.mark.parametrize("keep", [True, False])
+def test_objective_equals_reference_over_many_strips(dtype, by_rows, keep):
     # float32 sums over thousands of examples must not lose digits to the number of examples
     m = 5003
     weights = np.random.default_rng(1).integers(0, 5, m) / 2
-    assert_equals_reference(sparse_case(m, dtype=dtype, sample_weight=weights), dtype)
+    with summed(by_rows):
+        assert_equals_reference(sparse_case(m, dtype=dtype, sample_weight=weights), dtype, keep_activations=keep)
+
+
+@DTYPES
+def test_a_large_gradient_equals_reference(dtype):
+    case = sparse_case(3001, sizes=(150, 260, 131), dtype=dtype)
+    assert_equals_reference(case, dtype)
 
 
 @settings(max_examples=20)
@@ -237,27 +264,30 @@ def test_only_the_proportions_of_weights_matter(dtype, factor):
 # To the bit -------------------------------------------------------------------------------------
 
 
+@SUMS
 @DTYPES
 @settings(max_examples=25)
 @given(data=st.data())
-def test_both_memory_modes_give_the_same_bits(dtype, data):
+def test_both_memory_modes_give_the_same_bits(dtype, by_rows, data):
     case = data.draw(cases(dtype=dtype))
     theta = case.net.theta.copy()
-    kept, recomputed = (case.objective(keep_activations=keep) for keep in (True, False))
+    with summed(by_rows):
+        kept, recomputed = (case.objective(keep_activations=keep) for keep in (True, False))
     J, g = kept.value_and_gradient(theta)
     J2, g2 = recomputed.value_and_gradient(theta)
     assert J == J2
     assert bits(g, *kept.rho_hat(theta)) == bits(g2, *recomputed.rho_hat(theta))
 
 
+@SUMS
 @DTYPES
 @settings(max_examples=20)
 @given(data=st.data())
-def test_any_number_of_threads_gives_the_same_bits(dtype, data):
+def test_any_number_of_threads_gives_the_same_bits(dtype, by_rows, data):
     case = data.draw(cases(dtype=dtype))
     results = []
     for n in THREADS:
-        with threads(n):
+        with threads(n), summed(by_rows):
             J, g = case.objective().value_and_gradient(case.net.theta)
             results.append((J, bits(g, case.net.predict(case.X))))
     assert all(result == results[0] for result in results)
@@ -265,8 +295,8 @@ def test_any_number_of_threads_gives_the_same_bits(dtype, data):
 
 @DTYPES
 @pytest.mark.parametrize("keep", [True, False])
-@pytest.mark.parametrize("sizes", [(20, 15, 9), (130, 150, 120)])
-def test_threads_give_the_same_bits_over_many_tiles(dtype, keep, sizes):
+@pytest.mark.parametrize("sizes", [(20, 15, 9), (150, 260, 131)])
+def test_threads_give_the_same_bits_over_many_strips(dtype, keep, sizes):
     case = sparse_case(6007, dtype=dtype, sizes=sizes)
     objective = case.objective(keep_activations=keep)
     results = []

@@ -192,6 +192,15 @@ class _Emitter:
         )
         return self.builder.call(function, [a, b, c])
 
+    def prefetch(self, pointer):
+        """Ask for the cache line at an address, to be written soon."""
+        byte = ir.IntType(8).as_pointer()
+        function = cgutils.get_or_insert_function(
+            self.builder.module, ir.FunctionType(ir.VoidType(), [byte, _I32, _I32, _I32]), "llvm.prefetch.p0"
+        )
+        write, keep, data = (ir.Constant(_I32, n) for n in (1, 3, 1))
+        self.builder.call(function, [self.builder.bitcast(pointer, byte), write, keep, data])
+
     def fold(self, vectors):
         """Sum each vector's lanes; return vectors whose lanes, one after another, are those sums.
 
@@ -363,20 +372,23 @@ def _make_outer_block(rows, columns, *, wide=False):
             def step(p, accumulators):
                 d_p = v.offset(d, builder.mul(p, d_panel))
                 x_p = v.offset(x, builder.mul(p, x_panel))
+                sums = list(accumulators)
                 for i in range(_SHAPE.vectors):
-                    xs = [load(v.offset(x_p, k * panel + i * v.width)) for k in range(columns)]
-                    updated = []
-                    for j in range(rows):
-                        d_j = load(v.offset(d_p, j * panel + i * v.width))
-                        row = accumulators[j * columns : (j + 1) * columns]
-                        updated += [v.fma(d_j, x_k, c) for x_k, c in zip(xs, row, strict=True)]
-                    accumulators = updated
-                return accumulators
+                    ds = [load(v.offset(d_p, j * panel + i * v.width)) for j in range(rows)]
+                    for k in range(columns):  # one x at a time: 3 x 8 sums, 3 d and 1 x fit 32 registers
+                        x_k = load(v.offset(x_p, k * panel + i * v.width))
+                        for j in range(rows):
+                            sums[j * columns + k] = v.fma(ds[j], x_k, sums[j * columns + k])
+                return sums
 
+            # The sums are wanted only after the loop, so that memory has its time to fetch them; consecutive rows lie
+            # pages apart, which no hardware foresees.
+            places = [v.offset(g, builder.mul(g_stride, ir.Constant(_I64, j))) for j in range(rows)]
+            for place in places:
+                v.prefetch(place)
             zero = ir.Constant(total, [0.0] * v.width)
             sums = _loop(builder, panels, [zero] * (rows * columns), step)
-            for j in range(rows):
-                place = v.offset(g, builder.mul(g_stride, ir.Constant(_I64, j)))
+            for j, place in enumerate(places):
                 for vector in v.fold(sums[j * columns : (j + 1) * columns]):
                     old = v.load(place, vector.type)
                     v.store(builder.fadd(old, vector), place)
@@ -396,12 +408,11 @@ _sums1, _sums4 = _make_outer_block(1, 1, wide=True), _make_outer_block(4, 1, wid
 
 
 @kernel
-def accumulate_outer(d, rows, x, columns, x_panel, g, g_stride, panels, n_lanes):
+def accumulate_outer(d, rows, d_panel, x, columns, x_panel, g, g_stride, panels, n_lanes):
     """g[j g_stride + k] += sum over p, t of d[p, j, t] x[p, k, t].
 
-    d: (panels, rows, LANES); x: columns rows of LANES a panel, panels x_panel apart (0 repeats one).
+    d, x: rows and columns rows of LANES a panel, panels d_panel and x_panel apart (0 repeats one).
     """
-    d_panel = rows * n_lanes
     k = 0
     while k < columns:
         left = columns - k

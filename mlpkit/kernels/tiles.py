@@ -1,8 +1,9 @@
-"""Rows of examples to lane-major panels and back, and how a data set is cut into tiles and slabs.
+"""Rows of examples to lane-major panels and back, and how a data set is cut up.
 
 - A *panel* is LANES examples of one layer, feature-major (see simd.py).
-- A *tile* is a run of panels that one thread takes through the network while they stay in cache.
-- A *slab* is a run of tiles whose gradients are added up in order into one partial sum.
+- A *strip* is a run of panels that one thread takes through the network while they stay in cache.
+- A *span* is a run of strips whose deltas are held until their parts of the gradient are added up.
+- A *piece* is a run of strips whose sums (mean activations, and a small gradient) one thread adds up in order.
 
 The cut depends on the data's size, the network and the machine's vector width and caches, never on the number of
 threads.
@@ -24,10 +25,15 @@ from mlpkit.kernels import simd
 from mlpkit.kernels.jit import get_num_threads, kernel, launch
 from mlpkit.kernels.simd import at, shift
 
-__all__ = ["Cut", "aligned_empty", "cut", "pack", "pack_panels", "unpack_panels"]
+__all__ = ["CHUNK", "Cut", "aligned_empty", "cut", "pack", "pack_panels", "unpack_panels"]
 
-_SLAB_BYTES = 32 << 20  # all partial gradients together
-_MOST_SLABS = 32
+# More panels at once than a first-level cache has ways (8 is usual) push one another out where their stride is a power
+# of two.
+CHUNK = 8
+_SMALL_GRADIENT = 256 << 10  # bytes; up to here every piece has a gradient of its own
+_SPAN_BYTES = 16 << 20
+_PIECES_BYTES = 4 << 20
+_MOST_PIECES = 64
 
 
 @kernel
@@ -93,17 +99,23 @@ def aligned_empty(size: int, dtype: Any) -> NDArray[Any]:
 
 
 class Cut(NamedTuple):
-    """How a number of examples is cut up."""
+    """How a number of examples is cut up, and whether the gradient is summed by rows or by pieces."""
 
+    by_rows: bool
     n_panels: int
-    tile_panels: int
-    n_tiles: int
-    slab_tiles: int
-    n_slabs: int
+    strip_panels: int  # taken through the network at once
+    span_panels: int  # held until their gradients are added up
+    piece_strips: int  # whose sums are added up by one thread, in order
+    n_pieces: int
+
+    @property
+    def n_strips(self) -> int:
+        """Strips in all."""
+        return -(-self.n_panels // self.strip_panels)
 
 
-def cut(n_examples: int, dtype: Any, live_rows: int, n_parameters: int) -> Cut:
-    """Choose tiles that stay in the second-level cache and slabs that keep many threads busy.
+def cut(n_examples: int, dtype: Any, live_rows: int, span_rows: int, n_parameters: int) -> Cut:
+    """Choose strips that stay in the second-level cache, and spans and pieces that keep many threads busy.
 
     Parameters
     ----------
@@ -112,21 +124,29 @@ def cut(n_examples: int, dtype: Any, live_rows: int, n_parameters: int) -> Cut:
     dtype : dtype
         float32 or float64.
     live_rows : int
-        Numbers an example that a tile touches: inputs, targets, activations, deltas.
+        Numbers an example that a strip touches: inputs, targets, activations, deltas.
+    span_rows : int
+        Numbers an example held in a span.
     n_parameters : int
-        Length of theta, of which each slab keeps a copy for its gradient.
+        Length of theta.
     """
     itemsize = np.dtype(dtype).itemsize
     n_lanes = simd.lanes(dtype)
     n_panels = -(-n_examples // n_lanes)
-    # Short tiles pay for the sums at the end of each dot product, long ones fall out of the cache; more panels than a
-    # first-level cache has ways (8 is usual) push one another out where their stride is a power of two.
-    fitting = _second_level_cache() // (live_rows * n_lanes * itemsize)
-    tile_panels = max(4, min(8, fitting))
-    n_tiles = -(-n_panels // tile_panels)
-    n_slabs = max(8, min(_MOST_SLABS, _SLAB_BYTES // (n_parameters * itemsize)))
-    slab_tiles = -(-n_tiles // n_slabs)
-    return Cut(n_panels, tile_panels, n_tiles, slab_tiles, -(-n_tiles // slab_tiles))
+    by_rows = n_parameters * itemsize > _SMALL_GRADIENT
+    if by_rows:
+        strip = 1
+        fitting = _SPAN_BYTES // (span_rows * n_lanes * itemsize) // CHUNK * CHUNK
+        span = max(2 * CHUNK, min(8 * CHUNK, fitting))
+        most = _MOST_PIECES
+    else:
+        # Short strips pay for the sums at the end of each dot product, long ones fall out of the cache.
+        fitting = _second_level_cache() // (live_rows * n_lanes * itemsize)
+        strip = span = max(4, min(CHUNK, fitting))
+        most = max(16, min(_MOST_PIECES, _PIECES_BYTES // (n_parameters * itemsize)))
+    n_strips = -(-n_panels // strip)
+    piece_strips = -(-n_strips // most)
+    return Cut(by_rows, n_panels, strip, span, piece_strips, -(-n_strips // piece_strips))
 
 
 @cache
