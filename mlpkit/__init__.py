@@ -8,6 +8,8 @@ Examples
 (1, 1)
 """
 
+# First of all, since it notes the sources that compiled code is about to come from.
+import mlpkit.kernels as kernels  # noqa: F401
 from mlpkit import activations, datasets, errors, losses, plotting, preprocessing
 from mlpkit.autoencoder import maximal_inputs, sparse_autoencoder
 from mlpkit.errors import InvalidArgumentError, MissingExtraError, MlpkitError, ModelFormatError, TargetRangeWarning

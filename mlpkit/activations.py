@@ -7,6 +7,7 @@ kept.
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -20,7 +21,7 @@ from mlpkit.checks import check_choice
 from mlpkit.errors import InvalidArgumentError
 from mlpkit.kernels import plugins, vmath
 from mlpkit.kernels.softmax import softmax_forward, softmax_pullback
-from mlpkit.registry import Registry, check_plain_functions
+from mlpkit.registry import Registry, check_functions, check_name
 
 __all__ = ["INITIALIZERS", "Activation", "get", "identity", "names", "register", "relu", "sigmoid", "softmax", "tanh"]
 
@@ -39,7 +40,7 @@ class Activation:
     name : str
         What users and model files call it.
     function : callable
-        f(z) of one number, in plain Python and `mlpkit.vmath`.
+        f(z) of one number, in plain Python and `mlpkit.vmath`. It must not raise: NaN says that f is not defined.
     derivative : callable
         f'(z, a) with a = f(z). If it never reads z, the engine does not keep z.
     range : tuple of float
@@ -47,8 +48,10 @@ class Activation:
     default_init : str
         How weights below start where a layer does not say; see `mlpkit.Dense`.
     tile_forward, tile_pullback : callable, optional
-        For functions that couple the units of a layer, such as softmax: bodies over (panels, rows, lanes) in place of
-        `function` and `derivative`.
+        For functions that couple the units of a layer, such as softmax: bodies over arrays of shape (panels, rows,
+        lanes), a row for each unit and a lane for each example, in place of `function` and `derivative`.
+        ``tile_forward(z, a)`` writes a; ``tile_pullback(z, a, g)`` turns g, the derivative of the loss in a, into that
+        in z, in place. Indices are not checked.
     builtin : bool
         mlpkit's own only: compiled code is kept on disk, under a fingerprint of mlpkit's sources.
 
@@ -70,23 +73,20 @@ class Activation:
     builtin: bool = False
 
     def __post_init__(self) -> None:
-        scalar = self.function is not None and self.derivative is not None
-        tile = self.tile_forward is not None and self.tile_pullback is not None
-        if not self.name or not isinstance(self.name, str):
-            raise InvalidArgumentError(f"name must be a non-empty string; found {self.name!r}")
-        if scalar == tile:
+        check_name(self.name)
+        functions = (self.function, self.derivative, self.tile_forward, self.tile_pullback)
+        if [f is not None for f in functions] not in ([True, True, False, False], [False, False, True, True]):
             raise InvalidArgumentError(
                 f"activation {self.name!r} needs either function and derivative, or tile_forward and tile_pullback"
             )
-        check_plain_functions(
-            self.name,
-            function=self.function,
-            derivative=self.derivative,
-            tile_forward=self.tile_forward,
-            tile_pullback=self.tile_pullback,
+        check_functions(
+            self,
+            function=(self.function, "z"),
+            derivative=(self.derivative, "z, a"),
+            tile_forward=(self.tile_forward, "z, a"),
+            tile_pullback=(self.tile_pullback, "z, a, g"),
         )
-        if not (isinstance(self.range, tuple) and len(self.range) == 2 and self.range[0] < self.range[1]):
-            raise InvalidArgumentError(f"range must be (low, high) with low < high; found {self.range}")
+        object.__setattr__(self, "range", _check_range(self.range))
         check_choice(self.default_init, "default_init", INITIALIZERS)
 
     @property
@@ -97,7 +97,9 @@ class Activation:
     @property
     def reads_z(self) -> bool:
         """Whether the derivative needs z beside a."""
-        return self.derivative is not None and plugins.reads_argument(self.derivative, 0)
+        slope = self.tile_pullback if self.coupled else self.derivative
+        assert slope is not None
+        return plugins.reads_argument(slope, 0)
 
     def to_unit(self, mean: NDArray[np.float64]) -> NDArray[np.float64]:
         """Map mean activations from the range to [0, 1]: the identity for sigmoid, (a + 1) / 2 for tanh."""
@@ -135,6 +137,18 @@ class Activation:
 
     def __repr__(self) -> str:
         return f"<activation {self.name}>"
+
+
+def _check_range(found: Any) -> tuple[float, float]:
+    """Return a range as two floats, which may be infinite."""
+    if isinstance(found, tuple) and len(found) == 2 and all(isinstance(end, numbers.Real) for end in found):
+        try:
+            low, high = float(found[0]), float(found[1])
+        except OverflowError:
+            low = high = np.nan
+        if low < high:
+            return low, high
+    raise InvalidArgumentError(f"range must be (low, high), two numbers with low < high; found {found!r}")
 
 
 @cache
@@ -194,15 +208,28 @@ def names() -> list[str]:
     return _REGISTRY.names()
 
 
-def register(activation: Activation) -> Activation:
+def register(activation: Activation, *, replace: bool = False) -> Activation:
     """Make an activation known by its name, so that layer lists and model files can refer to it.
+
+    Parameters
+    ----------
+    activation : Activation
+        What to register.
+    replace : bool
+        Whether it may take the place of another of its name, as when a notebook's cell runs again. Networks that were
+        made with the other keep it. mlpkit's own activations cannot be replaced.
 
     Raises
     ------
     InvalidArgumentError
         If its name is taken by another activation.
+
+    Examples
+    --------
+    >>> register(Activation("cube", lambda z: z * z * z, lambda z, a: 3.0 * z * z))
+    <activation cube>
     """
-    return _REGISTRY.register(activation)
+    return _REGISTRY.register(activation, replace=replace)
 
 
 def get(activation: str | Activation) -> Activation:

@@ -13,6 +13,7 @@ from mlpkit.errors import InvalidArgumentError
 
 __all__ = [
     "check_choice",
+    "check_fits",
     "check_flag",
     "check_integer",
     "check_matrix",
@@ -20,7 +21,23 @@ __all__ = [
     "check_out",
     "check_vector",
     "real_array",
+    "shown",
 ]
+
+
+def shown(value: Any) -> str:
+    """Return `value` as an error can show it: shortened, and whatever its own code does.
+
+    Examples
+    --------
+    >>> len(shown(10**100))
+    80
+    """
+    try:
+        text = repr(value)
+    except Exception:  # for instance an integer of more digits than Python agrees to print
+        return f"a value of type {type(value).__name__} that cannot be shown"
+    return text if len(text) <= 80 else f"{text[:50]}...{text[-27:]}"
 
 
 def check_number(
@@ -43,14 +60,31 @@ def check_number(
     interval = f"{opening}{-math.inf if low is None else low:g}, {math.inf if high is None else high:g}{closing}"
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise InvalidArgumentError(
-            f"{name} must be a number in {interval}; found {value!r} of type {type(value).__name__}"
+            f"{name} must be a number in {interval}; found {shown(value)} of type {type(value).__name__}"
         )
-    number = float(value)
+    try:
+        number = float(value)
+    except Exception as error:  # integers beyond all floats, and number types of other packages
+        raise InvalidArgumentError(
+            f"{name} must be a finite number in {interval}; found {shown(value)}, which is no float: {error}"
+        ) from error
     too_low = low is not None and (number < low or (low_open and number == low))
     too_high = high is not None and (number > high or (high_open and number == high))
     if not math.isfinite(number) or too_low or too_high:
         raise InvalidArgumentError(f"{name} must be a finite number in {interval}; found {number!r}")
     return number
+
+
+def check_fits(value: float, name: str, dtype: np.dtype[Any]) -> None:
+    """Refuse a finite number that would be infinite in `dtype`.
+
+    Examples
+    --------
+    >>> check_fits(1e38, "init", np.dtype("float32"))
+    """
+    with np.errstate(over="ignore"):
+        if not np.isfinite(dtype.type(value)):
+            raise InvalidArgumentError(f"{name} must be finite in {dtype}; found {value!r}")
 
 
 def check_integer(value: Any, name: str, *, low: int | None = None, high: int | None = None) -> int:
@@ -62,12 +96,12 @@ def check_integer(value: Any, name: str, *, low: int | None = None, high: int | 
     25
     """
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        raise InvalidArgumentError(f"{name} must be an integer; found {value!r} of type {type(value).__name__}")
+        raise InvalidArgumentError(f"{name} must be an integer; found {shown(value)} of type {type(value).__name__}")
     number = int(value)
     if low is not None and number < low:
-        raise InvalidArgumentError(f"{name} must be an integer of at least {low}; found {number}")
+        raise InvalidArgumentError(f"{name} must be an integer of at least {low}; found {shown(number)}")
     if high is not None and number > high:
-        raise InvalidArgumentError(f"{name} must be an integer of at most {high}; found {number}")
+        raise InvalidArgumentError(f"{name} must be an integer of at most {high}; found {shown(number)}")
     return number
 
 
@@ -81,7 +115,7 @@ def check_choice(value: Any, name: str, choices: tuple[str, ...]) -> str:
     """
     if not isinstance(value, str) or value not in choices:
         known = ", ".join(repr(choice) for choice in choices)
-        raise InvalidArgumentError(f"{name} must be one of {known}; found {value!r}")
+        raise InvalidArgumentError(f"{name} must be one of {known}; found {shown(value)}")
     return value
 
 
@@ -94,7 +128,7 @@ def check_flag(value: Any, name: str) -> bool:
     True
     """
     if not isinstance(value, (bool, np.bool_)):
-        raise InvalidArgumentError(f"{name} must be True or False; found {value!r}")
+        raise InvalidArgumentError(f"{name} must be True or False; found {shown(value)}")
     return bool(value)
 
 
@@ -189,14 +223,25 @@ def real_array(values: Any, name: str) -> NDArray[Any]:
     try:
         array = np.asarray(values)
         if array.dtype == object:
+            _refuse_text(array, name)
             array = array.astype(np.float64)
-    except (TypeError, ValueError) as error:
+    except InvalidArgumentError:
+        raise
+    except Exception as error:  # integers beyond all floats; and converting runs code of other packages
         raise InvalidArgumentError(
             f"{name} must be an array of numbers; found {type(values).__name__}: {error}"
         ) from error
     if array.dtype.kind not in "biuf":
         raise InvalidArgumentError(f"{name} must be an array of real numbers; found dtype {array.dtype}")
     return array
+
+
+def _refuse_text(array: NDArray[Any], name: str) -> None:
+    """Refuse text among objects, which NumPy would parse: a column of text is a mistake, also where it looks right."""
+    for index, value in np.ndenumerate(array):
+        if isinstance(value, (str, bytes, bytearray)):
+            where = f" at row {' column '.join(map(str, index))}" if index else ""
+            raise InvalidArgumentError(f"{name} must be an array of numbers; found the text {shown(value)}{where}")
 
 
 def _require_finite(array: NDArray[Any], name: str) -> None:

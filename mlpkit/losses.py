@@ -18,7 +18,7 @@ from mlpkit.activations import Activation, softmax
 from mlpkit.errors import InvalidArgumentError
 from mlpkit.kernels import plugins
 from mlpkit.kernels.softmax import cross_entropy_output
-from mlpkit.registry import Registry, check_plain_functions
+from mlpkit.registry import Registry, check_functions, check_name
 
 __all__ = ["Loss", "cross_entropy", "get", "names", "register", "squared_error"]
 
@@ -32,11 +32,13 @@ class Loss:
     name : str
         What users and model files call it.
     function : callable or None
-        loss(a, y) of one output and its target.
+        loss(a, y) of one output and its target. It must not raise: NaN says that the loss is not defined.
     derivative : callable or None
         Its derivative in a.
     fused : mapping from Activation to callable
-        Bodies over (panels, rows, lanes) that give loss and its derivative in z at once.
+        Bodies ``(z, a, y, delta)`` over arrays of shape (panels, rows, lanes), a row for each unit and a lane for each
+        example. On entry delta holds each element's weight w; it is turned into w times the derivative of the loss in
+        z, and the sum of w times the loss is returned. Indices are not checked.
     class_targets : bool
         Whether integer class labels are targets (as one-hot rows), and rows of targets must be probabilities.
     builtin : bool
@@ -56,13 +58,22 @@ class Loss:
     builtin: bool = False
 
     def __post_init__(self) -> None:
-        if not self.name or not isinstance(self.name, str):
-            raise InvalidArgumentError(f"name must be a non-empty string; found {self.name!r}")
+        check_name(self.name)
+        if not isinstance(self.fused, Mapping) or not all(isinstance(f, Activation) for f in self.fused):
+            raise InvalidArgumentError(
+                f"fused of {self.name!r} must map activations, as objects, to functions; found {self.fused!r}"
+            )
+        object.__setattr__(self, "fused", dict(self.fused))  # what has been checked stays as it is
         if (self.function is None) != (self.derivative is None):
             raise InvalidArgumentError(f"loss {self.name!r} needs function and derivative, or neither")
         if self.function is None and not self.fused:
             raise InvalidArgumentError(f"loss {self.name!r} needs function and derivative, or a fused pair")
-        check_plain_functions(self.name, function=self.function, derivative=self.derivative)
+        check_functions(
+            self,
+            function=(self.function, "a, y"),
+            derivative=(self.derivative, "a, y"),
+            **{f"fused[{f.name!r}]": (pair, "z, a, y, delta") for f, pair in self.fused.items()},
+        )
 
     def check_activation(self, activation: Activation) -> None:
         """Refuse an output activation on which this loss is not defined."""
@@ -112,15 +123,28 @@ def names() -> list[str]:
     return _REGISTRY.names()
 
 
-def register(loss: Loss) -> Loss:
-    """Make a loss known by its name, so that layer lists and model files can refer to it.
+def register(loss: Loss, *, replace: bool = False) -> Loss:
+    """Make a loss known by its name, so that networks and model files can refer to it.
+
+    Parameters
+    ----------
+    loss : Loss
+        What to register.
+    replace : bool
+        Whether it may take the place of another of its name, as when a notebook's cell runs again. Networks that were
+        made with the other keep it. mlpkit's own losses cannot be replaced.
 
     Raises
     ------
     InvalidArgumentError
         If its name is taken by another loss.
+
+    Examples
+    --------
+    >>> register(Loss("cubic", lambda a, y: abs(a - y) ** 3.0, lambda a, y: 3.0 * (a - y) * abs(a - y)))
+    <loss cubic>
     """
-    return _REGISTRY.register(loss)
+    return _REGISTRY.register(loss, replace=replace)
 
 
 def get(loss: str | Loss) -> Loss:

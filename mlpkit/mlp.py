@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from mlpkit import losses
-from mlpkit.checks import check_choice, check_integer, check_matrix, check_number, check_out, check_vector
+from mlpkit.checks import check_choice, check_fits, check_integer, check_matrix, check_number, check_out, check_vector
 from mlpkit.errors import InvalidArgumentError
 from mlpkit.kernels import sweeps
 from mlpkit.kernels.jit import get_num_threads, launch
@@ -74,8 +74,19 @@ class MLP:
         else:
             self._seed = None if seed is None else check_integer(seed, "seed", low=0)
             generator = np.random.default_rng(self._seed)
+        self._check_numbers_fit()
         self._theta = draw_parameters(self._layers, generator).astype(self._dtype)
         self._plans: dict[int, tuple[Any, ...]] = {}
+
+    def _check_numbers_fit(self) -> None:
+        """Refuse numbers that are finite as given and infinite in the network's dtype."""
+        check_fits(self._weight_decay, "weight_decay", self._dtype)
+        for i, layer in enumerate(self._layers):
+            if isinstance(layer, Dense):
+                for name in ("weight_decay", "init"):
+                    value = getattr(layer, name)
+                    if isinstance(value, float):
+                        check_fits(value, f"{name} of layers[{i}]", self._dtype)
 
     @property
     def layers(self) -> tuple[Input | Dense, ...]:
@@ -171,6 +182,8 @@ class MLP:
         rows = check_matrix(X, "X", n_columns=self.sizes[0], dtype=self._dtype)
         shape = (rows.shape[0], self.sizes[-1])
         out = check_out(out, shape, self._dtype)
+        if np.may_share_memory(rows, out):  # rows that are still to be read would be written over
+            rows = rows.copy()
         self._run(rows, [None] * (self.n_layers - 2) + [out])
         return out
 
@@ -365,6 +378,11 @@ class MLP:
         state["_plans"] = {}  # they hold addresses of this process
         return state
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        # What comes back may be read-only or shared: a memory map of joblib's, a buffer of pickle's protocol 5.
+        self._theta = np.array(self._theta)
+
     def __copy__(self) -> MLP:
         return copy.deepcopy(self)  # two networks never share one theta
 
@@ -402,6 +420,6 @@ def _check_layers(layers: Any) -> tuple[Input | Dense, ...]:
 def _check_dtype(dtype: Any) -> np.dtype[Any]:
     try:
         name = np.dtype(dtype).name
-    except TypeError:
+    except Exception:  # what NumPy cannot parse is a TypeError, a ValueError or a SyntaxError
         name = dtype
     return np.dtype(check_choice(name, "dtype", ("float64", "float32")))

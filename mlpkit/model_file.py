@@ -53,6 +53,7 @@ import os
 import platform
 import re
 import stat
+import warnings
 from itertools import pairwise
 from typing import Any
 
@@ -120,6 +121,12 @@ def save(net: MLP, path: str | os.PathLike[str]) -> None:
     OSError
         If the file cannot be written; the old file, if any, is then still there. Only an error of
         the disk's while the folder is synced, after everything else, finds the new file in place.
+
+    Warns
+    -----
+    UserWarning
+        If an activation or loss is not registered: the file holds its name only, and `load` refuses
+        a name that it does not know.
 
     Examples
     --------
@@ -360,6 +367,12 @@ def _config_to_save(net: MLP) -> bytes:
         if used.name in registry.names() and registry.get(used.name) is not used:
             raise InvalidArgumentError(
                 f"net: {where}: {used.name!r} is registered as another function; give yours a name of its own"
+            )
+        if used.name not in registry.names():
+            warnings.warn(
+                f"net: {where}: {used.name!r} is not registered, and the file holds its name only: "
+                f"{registry.__name__}.register it, here and before loading",
+                stacklevel=4,
             )
     if net.seed is not None and net.seed.bit_length() > _MAX_SEED_BITS:
         raise InvalidArgumentError(

@@ -27,6 +27,17 @@ kernel = sweeps.predict_sweep[1]
 print(value.hex(), sum(kernel.stats.cache_hits.values()))
 """
 
+# Make the bias of a layer enter as b + u in place of b u, with u = 1, in the copy of mlpkit in {folder}.
+EDIT = """
+import os, pathlib
+simd = pathlib.Path({folder!r}, "mlpkit", "kernels", "simd.py")
+source, stamp = simd.read_text(), simd.stat()
+seeded = source.replace("builder.fmul(biases[j], lanes_u[i])", "builder.fadd(biases[j], lanes_u[i])")
+assert seeded != source
+simd.write_text(seeded)
+os.utime(simd, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+"""
+
 
 def run(code, folder, **environment):
     """Run code in a fresh process that imports the copy of mlpkit in `folder`; return what it printed."""
@@ -34,7 +45,8 @@ def run(code, folder, **environment):
     done = subprocess.run(
         [sys.executable, "-c", code],
         cwd=folder,
-        env={**inherited, "PYTHONPATH": str(folder), **environment},
+        # Python itself tells edits by second and size only, and would run stale bytecode.
+        env={**inherited, "PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1", **environment},
         capture_output=True,
         text=True,
         check=False,
@@ -57,17 +69,32 @@ def test_an_edit_to_one_kernel_file_reaches_a_process_with_a_warm_cache(package_
     assert (warm, hits) == (cold, "1")
 
     # sweeps.py, which holds the cached kernel, stays as it is: the change is in a file that it imports.
-    simd = package_copy / "mlpkit" / "kernels" / "simd.py"
-    source = simd.read_text()
-    seeded = source.replace("builder.fmul(biases[j], lanes_u[i])", "builder.fadd(biases[j], lanes_u[i])")
-    assert seeded != source
-    stamp = simd.stat()
-    simd.write_text(seeded)
-    os.utime(simd, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+    exec(EDIT.format(folder=str(package_copy)))
     edited, hits = run(PREDICT, package_copy)
     assert hits == "0"
     assert float.fromhex(edited) == pytest.approx(1 / (1 + np.exp(-4.0)))  # 0.5 * 6, and 0 + 1 in place of 0 * 1
     assert float.fromhex(cold) == pytest.approx(1 / (1 + np.exp(-3.0)))
+
+
+def test_code_that_was_imported_before_an_edit_is_not_kept_as_that_of_the_edited_file(package_copy):
+    old, hits = run("import mlpkit" + EDIT.format(folder=str(package_copy)) + PREDICT, package_copy)
+    assert hits == "0"
+    edited, hits = run(PREDICT, package_copy)
+    assert hits == "0"
+    assert float.fromhex(old) == pytest.approx(1 / (1 + np.exp(-3.0)))
+    assert float.fromhex(edited) == pytest.approx(1 / (1 + np.exp(-4.0)))
+
+
+@pytest.mark.parametrize(("suffix", "content"), [("nbi", b""), ("nbc", b"not a pickle")], ids=["index", "code"])
+def test_a_damaged_cache_costs_one_compile(package_copy, suffix, content):
+    cold, _ = run(PREDICT, package_copy)
+    damaged = list(package_copy.rglob(f"*.{suffix}"))
+    assert damaged
+    for file in damaged:
+        file.write_bytes(content)
+    again, hits = run(PREDICT, package_copy)
+    assert (again, hits) == (cold, "0")
+    assert run(PREDICT, package_copy) == [cold, "1"]
 
 
 def test_everything_runs_where_no_cache_folder_can_be_written(package_copy):
@@ -76,11 +103,18 @@ def test_everything_runs_where_no_cache_folder_can_be_written(package_copy):
     home = package_copy / "home"
     home.mkdir()
     (home / ".cache").write_text("in the way")
-    code = PREDICT + "\nfrom mlpkit.kernels.jit import cache_folder; print(cache_folder())"
-    value, hits, folder = run(
-        code, package_copy, HOME=str(home), XDG_CACHE_HOME=str(home / ".cache"), PYTHONDONTWRITEBYTECODE="1"
+    code = (
+        PREDICT
+        + """
+from mlpkit import LBFGS
+from mlpkit.kernels.jit import cache_folder
+print(cache_folder())
+net = MLP([Input(1), Dense(1, "identity")], seed=0)
+print(net.fit([[0.0], [1.0], [2.0]], [1.0, 3.0, 5.0], optimizer=LBFGS(max_iter=50)).cost < 1e-8)
+"""
     )
-    assert (hits, folder) == ("0", "None")
+    value, hits, folder, fitted = run(code, package_copy, HOME=str(home), XDG_CACHE_HOME=str(home / ".cache"))
+    assert (hits, folder, fitted) == ("0", "None", "True")
     assert float.fromhex(value) == pytest.approx(1 / (1 + np.exp(-3.0)))
 
 
@@ -109,20 +143,71 @@ def test_python_threads_that_call_at_once_get_the_right_results():
     X = np.random.default_rng(0).uniform(0.1, 0.9, (2000, 8))
     net = mlpkit.sparse_autoencoder(n_inputs=8, n_hidden=5)
     objective = mlpkit.Objective(net, X, X)
-    expected = objective.value_and_gradient(net.theta)[1].tobytes(), net.predict(X).tobytes()
-    results = []
+    thetas = np.random.default_rng(1).normal(size=(4, net.n_parameters))  # one for each thread, to tell them apart
 
-    def work():
-        for _ in range(10):
-            results.append((objective.value_and_gradient(net.theta)[1].tobytes(), net.predict(X).tobytes()))
+    def evaluate(theta):
+        J, gradient = objective.value_and_gradient(theta)
+        return J, gradient.tobytes(), objective.rho_hat(theta)[0].tobytes()
 
-    threads = [threading.Thread(target=work) for _ in range(4)]
+    expected = [evaluate(theta) for theta in thetas]
+    assert len(set(expected)) == 4
+    results = [set() for _ in thetas]
+
+    def work(i):
+        for _ in range(50):
+            results[i].add(evaluate(thetas[i]))
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(results) == 40
-    assert set(results) == {expected}
+    assert results == [{value} for value in expected]
+
+
+def test_python_threads_may_call_at_once_on_the_layer_that_allows_one_call():
+    code = """
+import threading
+import numpy as np, numba
+import mlpkit
+X = np.random.default_rng(0).uniform(0.1, 0.9, (20_000, 8))
+nets = [mlpkit.sparse_autoencoder(n_inputs=8, n_hidden=5, seed=i) for i in range(4)]
+expected = [net.predict(X).tobytes() for net in nets]
+right = []
+def work(i):
+    right.extend(nets[i].predict(X).tobytes() == expected[i] for _ in range(20))
+threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+print(numba.threading_layer(), len(right), all(right))
+"""
+    found = run(code, PACKAGE.parent, NUMBA_THREADING_LAYER="workqueue", NUMBA_NUM_THREADS="2")
+    assert found == ["workqueue", "80", "True"]
+
+
+def test_a_signal_handler_that_predicts_during_a_prediction_gets_the_same_bits():
+    code = """
+import signal
+import numpy as np
+import mlpkit
+from mlpkit.kernels import jit
+X = np.random.default_rng(0).uniform(0.1, 0.9, (20_000, 8))
+net = mlpkit.sparse_autoencoder(n_inputs=8, n_hidden=5, seed=0)
+expected = net.predict(X).tobytes()
+inside = []
+def handle(number, frame):
+    if jit._lock._is_owned():
+        inside.append(net.predict(X).tobytes() == expected)
+signal.signal(signal.SIGALRM, handle)
+signal.setitimer(signal.ITIMER_REAL, 0.01, 0.01)
+while len(inside) < 5:
+    assert net.predict(X).tobytes() == expected
+signal.setitimer(signal.ITIMER_REAL, 0)
+print(all(inside))
+"""
+    assert run(code, PACKAGE.parent, NUMBA_NUM_THREADS="2") == ["True"]
 
 
 def blas_threads():

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -32,7 +33,38 @@ def test_weights_and_biases_are_live_views_of_theta_in_the_notes_order():
     assert net.theta is before, "assigning copies in"
 
 
-@pytest.mark.parametrize("theta", [np.zeros(21), np.zeros((22, 1)), [0.0] * 23, [np.nan] * 22, ["a"] * 22, None])
+class Unconvertible:
+    def __array__(self, *arguments, **options):
+        raise RuntimeError("no array today")
+
+
+@pytest.mark.parametrize(
+    "theta",
+    [
+        np.zeros(21),
+        np.zeros((22, 1)),
+        [0.0] * 23,
+        [np.nan] * 22,
+        ["a"] * 22,
+        None,
+        [10**400] * 22,
+        np.array(["1"] * 22, object),
+        np.array([1.0] * 21 + [b"1"], object),
+        Unconvertible(),
+    ],
+    ids=[
+        "short",
+        "matrix",
+        "long",
+        "nan",
+        "text",
+        "none",
+        "huge",
+        "text objects",
+        "bytes object",
+        "unconvertible",
+    ],
+)
 def test_a_wrong_theta_is_refused_and_nothing_changes(theta):
     net = make()
     before = net.theta.copy()
@@ -44,6 +76,25 @@ def test_a_wrong_theta_is_refused_and_nothing_changes(theta):
 def test_float32_overflow_in_data_is_named():
     with pytest.raises(InvalidArgumentError, match="X must be finite in float32; found inf at row 1 column 2"):
         make(dtype="float32").predict([[0, 0, 0], [0, 0, 1e39]])
+
+
+@pytest.mark.parametrize(
+    ("X", "message"),
+    [
+        ([[0, 1, 10**400]], "X must be an array of numbers; found list: int too large"),
+        (Unconvertible(), "X must be an array of numbers; found Unconvertible: no array today"),
+        (np.array([[0.0, 1.0, 2.0], [0.0, 1.0, "2"]], object), "X must .* found the text '2' at row 1 column 2"),
+        (np.array([[0.0, 1.0, bytearray(b"2")]], object), "X must .* found the text bytearray"),
+    ],
+)
+def test_what_is_no_number_is_not_made_one(X, message):
+    with pytest.raises(InvalidArgumentError, match=message):
+        make().predict(X)
+
+
+def test_objects_that_are_numbers_are_welcome():
+    X = np.array([[1, 2.5, Fraction(1, 2)], [True, np.float32(0.5), -1]], object)
+    np.testing.assert_array_equal(make().predict(X), make().predict(X.astype(float)))
 
 
 @pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, lambda net: pickle.loads(pickle.dumps(net))])
@@ -58,6 +109,23 @@ def test_copies_are_equal_and_independent(duplicate):
     twin.theta[:] = 0
     assert net.theta.any()
     assert not twin.weights[0].any()
+
+
+def test_a_network_from_a_read_only_buffer_can_be_trained():
+    net, buffers = make(), []
+    data = pickle.dumps(net, protocol=5, buffer_callback=buffers.append)
+    assert buffers, "theta travels out of band"
+    raw = [bytes(buffer.raw()) for buffer in buffers]
+    twin = pickle.loads(data, buffers=raw)
+    twin.theta = np.zeros(net.n_parameters)
+    twin.weights[0][:] = 1
+    again = pickle.loads(data, buffers=raw)
+    np.testing.assert_array_equal(again.theta, net.theta)
+
+    shared = [bytearray(part) for part in raw]
+    first, second = pickle.loads(data, buffers=shared), pickle.loads(data, buffers=shared)
+    first.theta[:] = 0
+    np.testing.assert_array_equal(second.theta, net.theta)
 
 
 def test_the_representation_shows_the_layers():
@@ -90,6 +158,20 @@ def test_predict_writes_into_out():
     for bad in (np.empty((300, 3)), np.empty((300, 2), np.float32), np.empty((2, 300)).T, [0.0]):
         with pytest.raises(InvalidArgumentError, match="out must be"):
             net.predict(X, out=bad)
+
+
+@pytest.mark.parametrize("m", [1, 3, 100, 5000])
+def test_out_may_overlap_the_rows(m):
+    net = mlpkit.MLP([Input(3), Dense(3, "tanh")], seed=0)
+    shift = 3 if m < 100 else 300
+    memory = np.random.default_rng(0).normal(size=3 * m + shift)
+    low, high = slice(0, 3 * m), slice(shift, None)
+    for rows, out in [(low, high), (high, low), (low, low)]:
+        shared = memory.copy()
+        expected = net.predict(shared[rows].reshape(m, 3))
+        out = shared[out].reshape(m, 3)
+        assert net.predict(shared[rows].reshape(m, 3), out=out) is out
+        np.testing.assert_array_equal(out, expected)
 
 
 @pytest.mark.parametrize("m", [1, 2, 31, 32, 33, 700])
@@ -158,6 +240,22 @@ def test_a_list_that_is_no_network_is_refused(layers, message):
         (lambda: make(weight_decay="0"), "weight_decay must be a number"),
         (lambda: make(dtype="float16"), "dtype must be one of 'float64', 'float32'; found 'float16'"),
         (lambda: make(dtype=int), "dtype must be one of"),
+        (lambda: make(dtype="f8,,"), "dtype must be one of .*; found 'f8,,'"),
+        (lambda: make(weight_decay=10**400), r"weight_decay must be a finite number in .*; found 10+\.\.\.0+, which"),
+        (
+            lambda: make(weight_decay=10**5000),
+            "weight_decay must be a finite .*; found a value of type int that cannot be shown",
+        ),
+        (lambda: make(weight_decay=1e39, dtype="float32"), r"weight_decay must be finite in float32; found 1e\+39"),
+        (
+            lambda: mlpkit.MLP([Input(1), Dense(1, "tanh", weight_decay=1e39)], dtype="float32"),
+            r"weight_decay of layers\[1\] must be finite in float32",
+        ),
+        (
+            lambda: mlpkit.MLP([Input(1), Dense(2, "tanh"), Dense(1, "tanh", init=-1e39)], dtype="float32"),
+            r"init of layers\[2\] must be finite in float32; found -1e\+39",
+        ),
+        (lambda: Input(-(10**5000)), "Input units must be an integer of at least 1; found a value of type int"),
         (lambda: make(loss="mse"), "loss must be"),
         (lambda: mlpkit.MLP([Input(1), Dense(1, "tanh")], seed=-1), "seed must be"),
     ],

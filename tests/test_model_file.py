@@ -759,7 +759,9 @@ def test_an_unregistered_activation_is_named_and_loads_once_registered(tmp_path,
     monkeypatch.setattr(activations, "_REGISTRY", copy.copy(activations._REGISTRY))
     own = cube()
     net = MLP([Input(3), Dense(2, own), Dense(1, "identity")], seed=0)
-    path = saved(net, tmp_path)
+    with pytest.warns(UserWarning, match=r"layer 2: .*'cube of a test' is not registered") as caught:
+        net.save(path := tmp_path / "model.h5")
+    assert caught[0].filename == __file__
     message = r"/config: layer 2: activation: 'cube of a test' is not registered.*register it.*sigm"
     with pytest.raises(ModelFormatError, match=message):
         mlpkit.load(path)

@@ -14,7 +14,6 @@ import threading
 import warnings
 import weakref
 from collections.abc import Callable, Iterator
-from functools import cache
 from pathlib import Path
 from types import FunctionType
 from typing import Any
@@ -54,9 +53,11 @@ _PACKAGE = Path(__file__).resolve().parent.parent
 # Compiling -----------------------------------------------------------------------------------------------------
 
 
-def inline(function: Callable[..., Any]) -> Any:
+def inline(function: Callable[..., Any], *, boundscheck: bool | None = None) -> Any:
     """Compile a scalar function that is always inlined at the LLVM level and so keeps its own flags."""
-    return numba.njit(error_model="numpy", fastmath=set(ELEMENTWISE), forceinline=True)(function)
+    return numba.njit(error_model="numpy", fastmath=set(ELEMENTWISE), forceinline=True, boundscheck=boundscheck)(
+        function
+    )
 
 
 def kernel(
@@ -100,15 +101,27 @@ def tile_function(
     return compiled
 
 
-@cache
-def fingerprint() -> str:
-    """Return a digest of every source file whose code can end up in a kernel."""
+def _digest_of_sources() -> str | None:
+    """Return a digest of every source file whose code can end up in a kernel; None where there are no sources."""
     digest = hashlib.sha256()
-    sources = [*sorted((_PACKAGE / "kernels").glob("*.py")), _PACKAGE / "activations.py", _PACKAGE / "losses.py"]
-    for source in sources:
-        digest.update(source.name.encode())
-        digest.update(source.read_bytes())
+    try:
+        sources = [*sorted((_PACKAGE / "kernels").glob("*.py")), _PACKAGE / "activations.py", _PACKAGE / "losses.py"]
+        for source in sources:
+            digest.update(source.name.encode())
+            digest.update(source.read_bytes())
+    except OSError:
+        return None
     return digest.hexdigest()
+
+
+# Taken as this module is imported, which `mlpkit` does before it imports anything that compiles: a source that is
+# edited later in the life of this process must not lend its digest to the code that is running.
+_FINGERPRINT = _digest_of_sources()
+
+
+def fingerprint() -> str | None:
+    """Return the digest of mlpkit's sources as they were when it was imported."""
+    return _FINGERPRINT
 
 
 class _FingerprintedCacheImpl(CompileResultCacheImpl):
@@ -142,10 +155,17 @@ class _FingerprintedCache(_Cache):
     def _open(self) -> _Cache:
         if self._opened is None:
             try:
-                self._opened = _FunctionCache(self._py_func, self._key)
+                self._opened = NullCache() if _FINGERPRINT is None else _FunctionCache(self._py_func, self._key)
             except (RuntimeError, OSError):  # Numba: "no locator available"
                 self._opened = NullCache()
         return self._opened
+
+    def _discard(self) -> None:
+        """Start over with an empty index, so that the next run finds a cache in order; or with none."""
+        try:
+            self._open().flush()
+        except Exception:
+            self._opened = NullCache()
 
     @property
     def cache_path(self) -> str | None:
@@ -155,14 +175,15 @@ class _FingerprintedCache(_Cache):
         try:
             return self._open().load_overload(sig, target_context)
         except Exception as error:  # a damaged cache costs a compile, never the run
-            warnings.warn(f"mlpkit: the kernel cache is unreadable ({error}); compiling anew", stacklevel=2)
+            warnings.warn(f"mlpkit: the kernel cache is unreadable ({error!r}); compiling anew", stacklevel=2)
+            self._discard()
             return None
 
     def save_overload(self, sig: Any, data: Any) -> None:
         try:
             self._open().save_overload(sig, data)
-        except OSError:  # the folder became read-only or full: the kernel is compiled and usable all the same
-            self._opened = NullCache()
+        except Exception:  # folder read-only or full, index damaged: the kernel is compiled and usable all the same
+            self._discard()
 
     def enable(self) -> None:
         self._open().enable()
@@ -183,7 +204,7 @@ def cache_folder() -> str | None:
 
 MOST_THREADS: int = config.NUMBA_NUM_THREADS
 _num_threads: int = MOST_THREADS
-_lock = threading.Lock()
+_lock = threading.RLock()  # a signal handler or finalizer may launch between two steps of a launch, on its thread
 _forked = False
 
 
@@ -243,7 +264,7 @@ def launch(sweep: tuple[Any, Any], *arguments: Any, workers: int, serial: bool =
 def _after_fork_in_child() -> None:
     global _forked, _lock, _blas
     _forked = True
-    _lock = threading.Lock()
+    _lock = threading.RLock()
     _blas = _BlasHold()
 
 

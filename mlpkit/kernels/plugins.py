@@ -15,8 +15,7 @@ without an example. Elements of weight 0 are deselected, not multiplied, so noth
 
 from __future__ import annotations
 
-import dis
-import types as python_types
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -25,58 +24,32 @@ from numba import carray, types
 from numba.core.ccallback import CFunc
 
 from mlpkit.kernels import simd
-from mlpkit.kernels.jit import ELEMENTWISE, REDUCTION, inline, kernel, tile_function
+from mlpkit.kernels.functions import compile_body, compile_scalar, reads_argument, slow_calls, specialise
+from mlpkit.kernels.jit import ELEMENTWISE, REDUCTION, kernel, tile_function
 from mlpkit.kernels.simd import choose
 
-__all__ = ["forward_tile", "output_tile", "pullback_tile", "reads_argument", "specialise"]
-
-
-def reads_argument(function: Callable[..., Any], position: int) -> bool:
-    """Say whether a Python function ever reads its argument at `position`.
-
-    Examples
-    --------
-    >>> reads_argument(lambda z, a: a * (1.0 - a), 0)
-    False
-    """
-    name = function.__code__.co_varnames[position]
-    for instruction in dis.get_instructions(function):
-        names = instruction.argval if isinstance(instruction.argval, tuple) else (instruction.argval,)
-        if instruction.opname.startswith("LOAD") and name in names:
-            return True
-    return name in function.__code__.co_cellvars
-
-
-def specialise(function: Callable[..., Any], dtype: np.dtype[Any]) -> Any:
-    """Compile a scalar function for `dtype`: its float literals and captured floats take that dtype.
-
-    A Python literal is a double; beside a float32 it would make the whole expression double, at half the speed.
-    """
-    if dtype == np.float32:
-        code = function.__code__
-        constants = tuple(np.float32(c) if type(c) is float else c for c in code.co_consts)
-        cells = function.__closure__
-        if cells is not None:
-            values = (cell.cell_contents for cell in cells)
-            cells = tuple(python_types.CellType(np.float32(v) if type(v) is float else v) for v in values)
-        function = python_types.FunctionType(
-            code.replace(co_consts=constants), function.__globals__, function.__name__, function.__defaults__, cells
-        )
-    return inline(function)
+__all__ = ["forward_tile", "output_tile", "pullback_tile", "reads_argument", "slow_calls", "specialise"]
 
 
 def forward_tile(plugin: Any, dtype: np.dtype[Any], *, in_place: bool) -> CFunc:
     """Compile a = f(z) over a tile; `in_place` when z and a are the same memory."""
     lanes = simd.lanes(dtype)
     if plugin.coupled:
-        body = kernel(fastmath=ELEMENTWISE)(plugin.tile_forward)
+        body = compile_body(plugin, plugin.tile_forward, "tile_forward", 2, dtype)
+        if in_place and not plugin.builtin:  # a user's body may read z after it has written a
 
-        def forward(z, a, unused, rows, panels):
-            shape = (panels, rows, lanes)
-            body(carray(z, shape), carray(a, shape))
+            def forward(z, a, unused, rows, panels):
+                shape = (panels, rows, lanes)
+                body(carray(z, shape).copy(), carray(a, shape))
+
+        else:
+
+            def forward(z, a, unused, rows, panels):
+                shape = (panels, rows, lanes)
+                body(carray(z, shape), carray(a, shape))
 
     else:
-        f = specialise(plugin.function, dtype)
+        f = compile_scalar(plugin, "function", 1, dtype)
         if in_place:  # through one pointer, as a compiler that sees two must assume that they overlap
 
             def forward(z, a, unused, rows, panels):
@@ -93,7 +66,7 @@ def forward_tile(plugin: Any, dtype: np.dtype[Any], *, in_place: bool) -> CFunc:
                 for i in range(n):
                     above[i] = f(below[i])
 
-    place = "in_place" if in_place and not plugin.coupled else "kept"
+    place = "in_place" if in_place and not (plugin.coupled and plugin.builtin) else "kept"
     return _compile(forward, "forward", (plugin,), dtype, 3, types.void, ELEMENTWISE, place)
 
 
@@ -101,14 +74,14 @@ def pullback_tile(plugin: Any, dtype: np.dtype[Any]) -> CFunc:
     """Compile g <- J_f^T g over a tile."""
     lanes = simd.lanes(dtype)
     if plugin.coupled:
-        body = kernel(fastmath=ELEMENTWISE)(plugin.tile_pullback)
+        body = compile_body(plugin, plugin.tile_pullback, "tile_pullback", 3, dtype)
 
         def pullback(z, a, g, rows, panels):
             shape = (panels, rows, lanes)
             body(carray(z, shape), carray(a, shape), carray(g, shape))
 
     else:
-        df = specialise(plugin.derivative, dtype)
+        df = compile_scalar(plugin, "derivative", 2, dtype)
 
         def pullback(z, a, g, rows, panels):
             n = panels * rows * lanes
@@ -124,21 +97,21 @@ def output_tile(loss: Any, plugin: Any, dtype: np.dtype[Any]) -> CFunc:
     lanes = simd.lanes(dtype)
     fused = loss.fused.get(plugin)
     if fused is not None:
-        body = kernel(fastmath=ELEMENTWISE)(fused)
+        body = compile_body(loss, fused, f"fused[{plugin.name}]", 4, dtype, returns=True)
 
         def output(z, a, y, delta, rows, panels):
             shape = (panels, rows, lanes)
             return body(carray(z, shape), carray(a, shape), carray(y, shape), carray(delta, shape))
 
     else:
-        value = specialise(loss.function, dtype)
-        slope = specialise(loss.derivative, dtype)
+        value = compile_scalar(loss, "function", 2, dtype)
+        slope = compile_scalar(loss, "derivative", 2, dtype)
         if plugin.coupled:  # the whole Jacobian follows below, in place of a factor f'(z)
-            couple = kernel(fastmath=ELEMENTWISE)(plugin.tile_pullback)
+            couple = compile_body(plugin, plugin.tile_pullback, "tile_pullback", 3, dtype)
             df = specialise(lambda z, a: 1.0, dtype)
         else:
             couple = kernel(_nothing)
-            df = specialise(plugin.derivative, dtype)
+            df = compile_scalar(plugin, "derivative", 2, dtype)
         zero = dtype.type(0)
 
         def output(z, a, y, delta, rows, panels):
@@ -179,4 +152,5 @@ def _compile(
     builtin = all(plugin.builtin for plugin in plugins)
     names = [plugin.name if plugin.builtin else f"{plugin.name}_{id(plugin):x}" for plugin in plugins]
     name = "_".join(["tile", kind, *names, dtype.name, variant]).rstrip("_")
+    name = re.sub(r"\W", "_", name, flags=re.ASCII)  # symbols end at a NUL, and linkers read some signs
     return tile_function(function, signature, name, fastmath=fastmath, cached=builtin)
