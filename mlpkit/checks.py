@@ -12,6 +12,7 @@ from numpy.typing import DTypeLike, NDArray
 from mlpkit.errors import InvalidArgumentError
 
 __all__ = [
+    "can_hold",
     "check_choice",
     "check_fits",
     "check_flag",
@@ -142,12 +143,23 @@ def check_out(out: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray
     """
     if out is None:
         return np.empty(shape, dtype)
-    if not (isinstance(out, np.ndarray) and out.shape == shape and out.dtype == dtype and out.flags.carray):
+    if not can_hold(out, shape, dtype):
         found = f"shape {out.shape}, dtype {out.dtype}" if isinstance(out, np.ndarray) else type(out).__name__
         raise InvalidArgumentError(
             f"out must be a writable C-contiguous array of shape {shape} and dtype {dtype}; found {found}"
         )
     return out
+
+
+def can_hold(out: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> bool:
+    """Say whether `out` is an array to which results of this shape and dtype can be written as they are.
+
+    Examples
+    --------
+    >>> can_hold(np.empty((2, 3)).T, (3, 2), np.dtype("float64"))
+    False
+    """
+    return isinstance(out, np.ndarray) and out.shape == shape and out.dtype == dtype and out.flags.carray
 
 
 def check_matrix(

@@ -194,16 +194,17 @@ def _warmup(options: argparse.Namespace) -> int:
         for name in activations.names():
             _exercise(name, "squared_error", dtype)
         _exercise("softmax", "cross_entropy", dtype)
+        _exercise("relu", "squared_error", dtype, width=300)  # a gradient too large for a copy for each thread
     print(f"kernels ready after {time.perf_counter() - start:.1f} s")
     return 0
 
 
-def _exercise(activation: str, loss: str, dtype: str) -> None:
-    """Make a small network do everything once, sparse and on several tiles, which compiles what it uses."""
+def _exercise(activation: str, loss: str, dtype: str, *, width: int = 2) -> None:
+    """Make a network do everything once, sparse and on several strips, which compiles what it uses."""
     bounded = np.isfinite(activations.get(activation).range).all()
-    hidden = Dense(3, activation, sparsity=KLSparsity() if bounded else None)
-    net = MLP([Input(2), hidden, Dense(2, activation)], loss=loss, dtype=dtype, seed=0)
-    X = np.resize([[0.2, 0.8], [0.6, 0.4]], (2000, 2))
+    hidden = Dense(width + 1, activation, sparsity=KLSparsity() if bounded else None)
+    net = MLP([Input(width), hidden, Dense(width, activation)], loss=loss, dtype=dtype, seed=0)
+    X = np.resize([[0.2, 0.8], [0.6, 0.4]], (2000, width)).astype(dtype)
     net.fit(X, X[:, ::-1], optimizer=LBFGS(max_iter=1))
     net.predict(X[:1])
     net.predict(X)

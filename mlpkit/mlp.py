@@ -13,12 +13,9 @@ from numpy.typing import ArrayLike, NDArray
 from mlpkit import losses
 from mlpkit.checks import check_choice, check_fits, check_integer, check_matrix, check_number, check_out, check_vector
 from mlpkit.errors import InvalidArgumentError
-from mlpkit.kernels import sweeps
-from mlpkit.kernels.jit import get_num_threads, launch
-from mlpkit.kernels.tiles import aligned_empty
 from mlpkit.layers import Dense, Input, draw_parameters, layer_config, layer_from_config, parameter_blocks
 from mlpkit.losses import Loss
-from mlpkit.plan import Plan
+from mlpkit.prediction import Predictor
 
 if TYPE_CHECKING:
     from mlpkit.training import FitResult
@@ -76,7 +73,7 @@ class MLP:
             generator = np.random.default_rng(self._seed)
         self._check_numbers_fit()
         self._theta = draw_parameters(self._layers, generator).astype(self._dtype)
-        self._plans: dict[int, tuple[Any, ...]] = {}
+        self._predictor = Predictor(self._layers, self._theta)
 
     def _check_numbers_fit(self) -> None:
         """Refuse numbers that are finite as given and infinite in the network's dtype."""
@@ -179,12 +176,14 @@ class MLP:
         >>> net.predict([[1.0, 2.0]])
         array([[0.5]])
         """
+        found = self._predictor.few(X, out)
+        if found is not None:
+            return found
         rows = check_matrix(X, "X", n_columns=self.sizes[0], dtype=self._dtype)
-        shape = (rows.shape[0], self.sizes[-1])
-        out = check_out(out, shape, self._dtype)
-        if np.may_share_memory(rows, out):  # rows that are still to be read would be written over
+        out = check_out(out, (rows.shape[0], self.sizes[-1]), self._dtype)
+        if np.may_share_memory(rows, out):  # rows are read while others' outputs are written
             rows = rows.copy()
-        self._run(rows, [None] * (self.n_layers - 2) + [out])
+        self._predictor.run(rows, [None] * (self.n_layers - 2) + [out])
         return out
 
     def activations(self, X: ArrayLike) -> list[NDArray[Any]]:
@@ -198,7 +197,7 @@ class MLP:
         """
         rows = check_matrix(X, "X", n_columns=self.sizes[0], dtype=self._dtype)
         outputs = [np.empty((rows.shape[0], units), self._dtype) for units in self.sizes[1:]]
-        self._run(rows, outputs)
+        self._predictor.run(rows, outputs)
         return outputs
 
     def predict_labels(self, X: ArrayLike) -> NDArray[np.int64]:
@@ -338,50 +337,15 @@ class MLP:
         net.theta[:] = 0
         return net
 
-    def _run(self, rows: NDArray[Any], outputs: Sequence[NDArray[Any] | None]) -> None:
-        """Run the forward sweep over rows, writing the activations of layers that have an output array."""
-        plan, table, constants = self._plan(rows.shape[0])
-        workers = min(get_num_threads(), plan.cut.n_strips)
-        places = np.full(len(outputs), -1, np.int64)
-        target: NDArray[Any]
-        wanted = [(i, out) for i, out in enumerate(outputs) if out is not None]
-        if len(wanted) == 1:
-            places[wanted[0][0]] = 0
-            target = wanted[0][1].reshape(-1)
-        else:
-            places[:] = np.cumsum([0] + [out.size for _, out in wanted[:-1]])
-            target = np.empty(sum(out.size for _, out in wanted), self._dtype)
-        size = plan.prediction_rows * plan.lanes * plan.cut.strip_panels
-        work = aligned_empty(workers * size, self._dtype).reshape(workers, size)
-        network = (table, 0, self._theta, constants)
-        launch(
-            sweeps.predict_sweep, network, plan.tiling, rows, target, places, work, np.zeros(1, np.int64),
-            workers=workers, serial=workers == 1,
-        )  # fmt: skip
-        if len(wanted) > 1:
-            for i, out in wanted:
-                out.reshape(-1)[:] = target[places[i] : places[i] + out.size]
-
-    def _plan(self, n_examples: int) -> tuple[Plan, NDArray[np.int64], NDArray[Any]]:
-        """Return the plan for predicting, made once for each number of rows (the last few are remembered)."""
-        found = self._plans.get(n_examples)
-        if found is None:
-            plan = Plan(self._layers, self._dtype, n_examples)
-            found = (plan, plan.rows(), plan.constants())
-            if len(self._plans) >= 8:
-                self._plans.clear()
-            self._plans[n_examples] = found
-        return found
-
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
-        state["_plans"] = {}  # they hold addresses of this process
+        del state["_predictor"]  # it holds addresses of this process
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        # What comes back may be read-only or shared: a memory map of joblib's, a buffer of pickle's protocol 5.
-        self._theta = np.array(self._theta)
+        self._theta = np.array(self._theta)  # its own, and writable, wherever the pickle's bytes are
+        self._predictor = Predictor(self._layers, self._theta)
 
     def __copy__(self) -> MLP:
         return copy.deepcopy(self)  # two networks never share one theta

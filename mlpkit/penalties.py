@@ -41,7 +41,7 @@ def kl_divergence(rho: float, rho_hat: ArrayLike) -> NDArray[np.float64]:
     >>> kl_divergence(0.2, [0.2, 0.5]).round(4)
     array([0.    , 0.1927])
     """
-    r = np.clip(np.asarray(rho_hat, dtype=np.float64), _LOWEST, _HIGHEST)
+    r = _clamp(rho_hat)
     return rho * np.log(rho / r) + (1.0 - rho) * np.log((1.0 - rho) / (1.0 - r))
 
 
@@ -80,6 +80,11 @@ class KLSparsity:
 
     def derivative(self, rho_hat: ArrayLike) -> NDArray[np.float64]:
         """Return beta * (-rho / rho_hat + (1 - rho) / (1 - rho_hat)) for each unit, equation (1.3.22)."""
-        r = np.clip(np.asarray(rho_hat, dtype=np.float64), _LOWEST, _HIGHEST)
+        r = _clamp(rho_hat)
         with np.errstate(over="ignore"):  # a dead unit's slope may pass the largest float64
             return self.beta * (-self.rho / r + (1.0 - self.rho) / (1.0 - r))
+
+
+def _clamp(rho_hat: ArrayLike) -> NDArray[np.float64]:
+    """Keep means away from 0 and 1, where the divergence is infinite; NaN stays."""
+    return np.minimum(np.maximum(np.asarray(rho_hat, dtype=np.float64), _LOWEST), _HIGHEST)

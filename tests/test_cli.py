@@ -282,7 +282,7 @@ def test_config_prints_versions(capsys):
 def test_warmup_compiles_for_every_dtype(capsys):
     assert main(["warmup"]) == 0
     assert "kernels ready" in capsys.readouterr().out
-    for sweep in (sweeps.forward_sweep, sweeps.backward_sweep, sweeps.predict_sweep):
+    for sweep in (sweeps.forward_sweep, sweeps.gradient_by_pieces, sweeps.gradient_by_rows, sweeps.predict_sweep):
         assert len(sweep[0].signatures) >= 2
 
 

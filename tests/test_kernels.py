@@ -36,12 +36,12 @@ def run_sums(a, rows, u, sums, panels, n_lanes):
 
 @numba.njit(error_model="numpy")
 def run_pack(rows, first, stop, panels, n_panels, n_lanes):
-    pack_panels(at(rows, 0), first, stop, rows.shape[1], at(panels, 0), n_panels, n_lanes)
+    pack_panels(at(rows, 0), first, stop, rows.shape[1], at(panels, 0), n_panels, n_lanes, n_lanes // simd.VECTORS)
 
 
 @numba.njit(error_model="numpy")
 def run_unpack(panels, n_panels, rows, first, stop, n_lanes):
-    unpack_panels(at(panels, 0), n_panels, rows.shape[1], at(rows, 0), first, stop, n_lanes)
+    unpack_panels(at(panels, 0), n_panels, rows.shape[1], at(rows, 0), first, stop, n_lanes, n_lanes // simd.VECTORS)
 
 
 def close(found, expected, terms):

@@ -30,16 +30,20 @@ from mlpkit.kernels.jit import kernel
 
 __all__ = [
     "BITS",
+    "VECTORS",
     "accumulate_outer",
     "accumulate_sums",
     "affine",
+    "affine_narrow",
     "at",
     "call_elementwise",
     "call_output",
     "choose",
     "claim",
     "lanes",
+    "pointer",
     "shift",
+    "transpose",
 ]
 
 _I32, _I64 = ir.IntType(32), ir.IntType(64)
@@ -72,6 +76,7 @@ class _Shape(NamedTuple):
 # and is right all the same.
 BITS = _vector_bits()
 _SHAPE = _Shape(2, 6, 3, 4) if BITS == 256 else _Shape(4, 6, 3, 8)
+VECTORS = _SHAPE.vectors
 _AFFINE_ROWS, _OUTER_ROWS, _OUTER_COLUMNS = _SHAPE.affine_rows, _SHAPE.outer_rows, _SHAPE.outer_columns
 _DEPTH = 128  # columns of W a pass: DEPTH x LANES numbers of x stay in the first-level cache
 
@@ -101,6 +106,19 @@ def shift(typingctx, pointer, n):
     return pointer(pointer, types.intp), lambda context, builder, signature, arguments: builder.gep(
         arguments[0], [arguments[1]]
     )
+
+
+@intrinsic
+def pointer(typingctx, address, like):
+    """Return a number as an address, typed by the elements of the array `like`.
+
+    Arrays that Python code passes in come as numbers: Numba would compile anew for one that is read-only.
+    """
+
+    def codegen(context, builder, signature, arguments):
+        return builder.inttoptr(arguments[0], context.get_value_type(signature.return_type))
+
+    return types.CPointer(like.dtype)(types.intp, like), codegen
 
 
 @intrinsic
@@ -224,6 +242,11 @@ class _Emitter:
         return vectors
 
 
+def _mask_of_zip(width, half):
+    """Lanes of two vectors taken in turn: the first or the second half of the result."""
+    return [half * width // 2 + i // 2 + width * (i % 2) for i in range(width)]
+
+
 def _mask(indices):
     return ir.Constant(ir.VectorType(_I32, len(indices)), indices)
 
@@ -252,11 +275,32 @@ def _loop(builder, count, initial, step):
     return carried
 
 
+@intrinsic
+def transpose(typingctx, source, source_stride, target, target_stride):
+    """Copy a square of WIDTH x WIDTH numbers from rows source_stride apart to columns, rows target_stride apart."""
+    signature = types.void(source, types.intp, target, types.intp)
+
+    def codegen(context, builder, signature, arguments):
+        source, source_stride, target, target_stride = arguments
+        v = _Emitter(builder, context.get_value_type(signature.args[0].dtype))
+        width = v.width
+        rows = [v.load(v.offset(source, builder.mul(source_stride, ir.Constant(_I64, i)))) for i in range(width)]
+        # Each pass zips row i with row i + width / 2: as many passes as bits in an index turn (row, column) around.
+        for _ in range(width.bit_length() - 1):
+            pairs = zip(rows[: width // 2], rows[width // 2 :], strict=True)
+            rows = [builder.shuffle_vector(a, b, _mask(_mask_of_zip(width, h))) for a, b in pairs for h in (0, 1)]
+        for i, row in enumerate(rows):
+            v.store(row, v.offset(target, builder.mul(target_stride, ir.Constant(_I64, i))))
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
 # The broadcast product -----------------------------------------------------------------------------------------
 
 
-def _make_affine_block(rows):
-    """Emit `rows` rows of `affine` over one panel and one stretch of columns."""
+def _make_affine_block(rows, n_vectors):
+    """Emit `rows` rows of `affine` over one panel of `n_vectors` registers and one stretch of columns."""
 
     @intrinsic
     def block(typingctx, depth, resume, W, row_stride, column_stride, bias, u, x, z):
@@ -265,7 +309,6 @@ def _make_affine_block(rows):
         def codegen(context, builder, signature, arguments):
             depth, resume, W, row_stride, column_stride, bias, u, x, z = arguments
             v = _Emitter(builder, context.get_value_type(signature.args[2].dtype))
-            n_vectors = _SHAPE.vectors
             panel = n_vectors * v.width
             cells = [(j, i) for j in range(rows) for i in range(n_vectors)]
             places = [v.offset(z, j * panel + i * v.width) for j, i in cells]
@@ -307,46 +350,53 @@ def _make_affine_block(rows):
     return block
 
 
-_affine1, _affine2, _affine3, _affine4, _affine5, _affine6 = (_make_affine_block(n) for n in range(1, 7))
+def _make_affine(n_vectors):
+    """Make `affine` for panels of `n_vectors` registers."""
+    block1, block2, block3, block4, block5, block6 = (_make_affine_block(n, n_vectors) for n in range(1, 7))
+
+    @kernel
+    def affine(W, row_stride, column_stride, rows, columns, bias, u, u_panel, x, z, panels, n_lanes):
+        """z[p, j, t] = bias[j] u[p, t] + sum_k W[j, k] x[p, k, t], W[j, k] at W[j row_stride + k column_stride].
+
+        W: pointer; bias: (rows,); u: panels u_panel apart (0 repeats one); x: (panels, columns, LANES);
+        z: (panels, rows, LANES). Rows are shared out evenly over blocks, so that none is left thin.
+        """
+        blocks = (rows + _AFFINE_ROWS - 1) // _AFFINE_ROWS
+        for p in range(panels):
+            u_p = shift(u, p * u_panel)
+            k = 0
+            while True:
+                depth = min(_DEPTH, columns - k)
+                x_k = shift(x, (p * columns + k) * n_lanes)
+                j = 0
+                for i in range(blocks):
+                    end = (i + 1) * rows // blocks
+                    W_jk = shift(W, j * row_stride + k * column_stride)
+                    b_j = shift(bias, j)
+                    z_j = shift(z, (p * rows + j) * n_lanes)
+                    size = end - j
+                    if size == 6:
+                        block6(depth, k, W_jk, row_stride, column_stride, b_j, u_p, x_k, z_j)
+                    elif size == 5:
+                        block5(depth, k, W_jk, row_stride, column_stride, b_j, u_p, x_k, z_j)
+                    elif size == 4:
+                        block4(depth, k, W_jk, row_stride, column_stride, b_j, u_p, x_k, z_j)
+                    elif size == 3:
+                        block3(depth, k, W_jk, row_stride, column_stride, b_j, u_p, x_k, z_j)
+                    elif size == 2:
+                        block2(depth, k, W_jk, row_stride, column_stride, b_j, u_p, x_k, z_j)
+                    else:
+                        block1(depth, k, W_jk, row_stride, column_stride, b_j, u_p, x_k, z_j)
+                    j = end
+                k += depth
+                if k >= columns:
+                    break
+
+    return affine
 
 
-@kernel
-def affine(W, row_stride, column_stride, rows, columns, bias, u, u_panel, x, z, panels, n_lanes):
-    """z[p, j, t] = bias[j] u[p, t] + sum_k W[j, k] x[p, k, t], W[j, k] at W[j row_stride + k column_stride].
-
-    W: pointer; bias: (rows,); u: panels u_panel apart (0 repeats one); x: (panels, columns, LANES);
-    z: (panels, rows, LANES). Rows are shared out evenly over blocks, so that none is left thin.
-    """
-    blocks = (rows + _AFFINE_ROWS - 1) // _AFFINE_ROWS
-    for p in range(panels):
-        u_p = shift(u, p * u_panel)
-        k = 0
-        while True:
-            depth = min(_DEPTH, columns - k)
-            x_k = shift(x, (p * columns + k) * n_lanes)
-            j = 0
-            for i in range(blocks):
-                end = (i + 1) * rows // blocks
-                W_jk = shift(W, j * row_stride + k * column_stride)
-                b_j = shift(bias, j)
-                z_j = shift(z, (p * rows + j) * n_lanes)
-                size = end - j
-                if size == 6:
-                    _affine6(depth, k, W_jk, row_stride, column_stride, b_j, u_p, x_k, z_j)
-                elif size == 5:
-                    _affine5(depth, k, W_jk, row_stride, column_stride, b_j, u_p, x_k, z_j)
-                elif size == 4:
-                    _affine4(depth, k, W_jk, row_stride, column_stride, b_j, u_p, x_k, z_j)
-                elif size == 3:
-                    _affine3(depth, k, W_jk, row_stride, column_stride, b_j, u_p, x_k, z_j)
-                elif size == 2:
-                    _affine2(depth, k, W_jk, row_stride, column_stride, b_j, u_p, x_k, z_j)
-                else:
-                    _affine1(depth, k, W_jk, row_stride, column_stride, b_j, u_p, x_k, z_j)
-                j = end
-            k += depth
-            if k >= columns:
-                break
+affine = _make_affine(VECTORS)
+affine_narrow = _make_affine(1)  # for no more examples than a register has lanes; n_lanes is the register's
 
 
 # The dot product -----------------------------------------------------------------------------------------------

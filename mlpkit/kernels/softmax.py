@@ -6,8 +6,6 @@ run along contiguous memory; each lane is one example and never sees another.
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 
 from mlpkit.kernels import vmath
@@ -79,7 +77,7 @@ def cross_entropy_output(z, a, y, delta):
                 if j != largest[t]:  # a_j / max a = exp(z_j - max z)
                     log_sum[t] += np.float64(a[p, j, t]) / np.float64(a[p, largest[t], t])
         for t in range(lanes):
-            log_sum[t] = math.log1p(log_sum[t])
+            log_sum[t] = vmath.log1p(log_sum[t])
         for j in range(rows):
             for t in range(lanes):
                 w = delta[p, j, t]

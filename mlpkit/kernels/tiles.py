@@ -23,13 +23,13 @@ from numpy.typing import NDArray
 
 from mlpkit.kernels import simd
 from mlpkit.kernels.jit import get_num_threads, kernel, launch
-from mlpkit.kernels.simd import at, shift
+from mlpkit.kernels.simd import VECTORS, at, pointer, shift, transpose
 
 __all__ = ["CHUNK", "Cut", "aligned_empty", "cut", "pack", "pack_panels", "unpack_panels"]
 
 # More panels at once than a first-level cache has ways (8 is usual) push one another out where their stride is a power
 # of two.
-CHUNK = 8
+CHUNK = 6
 _SMALL_GRADIENT = 256 << 10  # bytes; up to here every piece has a gradient of its own
 _SPAN_BYTES = 16 << 20
 _PIECES_BYTES = 4 << 20
@@ -37,43 +37,58 @@ _MOST_PIECES = 64
 
 
 @kernel
-def pack_panels(rows, first, stop, n_columns, panels, n_panels, n_lanes):
+def pack_panels(rows, first, stop, n_columns, panels, n_panels, n_lanes, side):
     """Copy rows[first:stop] into panels; lanes beyond `stop` repeat its last row.
 
-    rows: pointer to row-major rows; panels: (n_panels, n_columns, LANES).
+    rows: pointer to row-major rows; panels: (n_panels, n_columns, LANES); side: lanes of a register.
     """
+    squares = n_columns // side * side
     for p in range(n_panels):
-        for k0 in range(0, n_columns, 8):  # a few features at a time, so that the lines written stay in cache
-            k1 = min(k0 + 8, n_columns)
-            for t in range(n_lanes):
-                row = min(first + p * n_lanes + t, stop - 1)
-                source = shift(rows, row * n_columns)
-                target = shift(panels, p * n_columns * n_lanes + t)
-                for k in range(k0, k1):
-                    target[k * n_lanes] = source[k]
+        panel = shift(panels, p * n_columns * n_lanes)
+        for t in range(0, n_lanes, side):  # as many rows as a register has lanes: few enough to be read in parallel
+            row = first + p * n_lanes + t
+            if row >= stop - 1:
+                source = shift(rows, (stop - 1) * n_columns)
+                for k in range(n_columns):
+                    for i in range(side):
+                        panel[k * n_lanes + t + i] = source[k]
+                continue
+            done = 0
+            if row + side <= stop:
+                for k in range(0, squares, side):
+                    transpose(shift(rows, row * n_columns + k), n_columns, shift(panel, k * n_lanes + t), n_lanes)
+                done = squares
+            for i in range(side):
+                source = shift(rows, min(row + i, stop - 1) * n_columns)
+                for k in range(done, n_columns):
+                    panel[k * n_lanes + t + i] = source[k]
 
 
 @kernel
-def unpack_panels(panels, n_panels, n_columns, rows, first, stop, n_lanes):
-    """Copy panels (n_panels, n_columns, LANES) into row-major rows[first:stop]."""
+def unpack_panels(panels, n_panels, n_columns, rows, first, stop, n_lanes, side):
+    """Copy panels (n_panels, n_columns, LANES) into row-major rows[first:stop]; side: lanes of a register."""
+    squares = n_columns // side * side
     for p in range(n_panels):
-        for k0 in range(0, n_columns, 8):
-            k1 = min(k0 + 8, n_columns)
-            for t in range(n_lanes):
-                row = first + p * n_lanes + t
-                if row < stop:
-                    target = shift(rows, row * n_columns)
-                    source = shift(panels, p * n_columns * n_lanes + t)
-                    for k in range(k0, k1):
-                        target[k] = source[k * n_lanes]
+        panel = shift(panels, p * n_columns * n_lanes)
+        for t in range(0, n_lanes, side):
+            row = first + p * n_lanes + t
+            done = 0
+            if row + side <= stop:
+                for k in range(0, squares, side):
+                    transpose(shift(panel, k * n_lanes + t), n_lanes, shift(rows, row * n_columns + k), n_columns)
+                done = squares
+            for i in range(min(side, stop - row)):
+                target = shift(rows, (row + i) * n_columns)
+                for k in range(done, n_columns):
+                    target[k] = panel[k * n_lanes + t + i]
 
 
-def _pack_all(rows, panels, n_panels, n_lanes, n_workers):
-    n_rows, n_columns = rows.shape
+def _pack_all(address, n_rows, n_columns, panels, n_panels, n_lanes, n_workers):
+    rows = pointer(address, panels)
     for w in prange(n_workers):
         begin, end = w * n_panels // n_workers, (w + 1) * n_panels // n_workers
         target = at(panels, begin * n_columns * n_lanes)
-        pack_panels(at(rows, 0), begin * n_lanes, n_rows, n_columns, target, end - begin, n_lanes)
+        pack_panels(rows, begin * n_lanes, n_rows, n_columns, target, end - begin, n_lanes, n_lanes // VECTORS)
 
 
 _pack_sweep = (kernel(_pack_all, parallel=True, cached=True), kernel(_pack_all, cached=True))
@@ -86,7 +101,7 @@ def pack(rows: NDArray[Any]) -> NDArray[Any]:
     n_panels = -(-m // n_lanes)
     panels = aligned_empty(n_panels * n * n_lanes, rows.dtype)
     workers = min(get_num_threads(), n_panels)
-    launch(_pack_sweep, rows, panels, n_panels, n_lanes, workers=workers)
+    launch(_pack_sweep, rows.ctypes.data, m, n, panels, n_panels, n_lanes, workers=workers)
     return panels
 
 
@@ -140,10 +155,13 @@ def cut(n_examples: int, dtype: Any, live_rows: int, span_rows: int, n_parameter
         span = max(2 * CHUNK, min(8 * CHUNK, fitting))
         most = _MOST_PIECES
     else:
-        # Short strips pay for the sums at the end of each dot product, long ones fall out of the cache.
-        fitting = _second_level_cache() // (live_rows * n_lanes * itemsize)
-        strip = span = max(4, min(CHUNK, fitting))
-        most = max(16, min(_MOST_PIECES, _PIECES_BYTES // (n_parameters * itemsize)))
+        # Short strips pay for the sums at the end of each dot product, long ones fall out of the cache, and too few
+        # leave threads without work.
+        fitting = min(_second_level_cache() // (live_rows * n_lanes * itemsize), n_panels // 96)
+        strip = span = max(3, min(CHUNK, fitting))
+        # Copies of the gradient cost time to clear and to add up, little where each has seen a lot of data.
+        most = _MOST_PIECES if n_panels >= 4 * strip * _MOST_PIECES else _MOST_PIECES // 2
+        most = max(_MOST_PIECES // 4, min(most, _PIECES_BYTES // (n_parameters * itemsize)))
     n_strips = -(-n_panels // strip)
     piece_strips = -(-n_strips // most)
     return Cut(by_rows, n_panels, strip, span, piece_strips, -(-n_strips // piece_strips))
