@@ -15,7 +15,7 @@ from mlpkit.autoencoder import maximal_inputs, sparse_autoencoder
 from mlpkit.errors import InvalidArgumentError, MissingExtraError, MlpkitError, ModelFormatError, TargetRangeWarning
 from mlpkit.gradient_check import check_gradient, numerical_gradient
 from mlpkit.kernels import vmath
-from mlpkit.kernels.jit import get_num_threads, set_num_threads
+from mlpkit.kernels.jit import blas_limited, get_num_threads, set_num_threads
 from mlpkit.layers import Dense, Input
 from mlpkit.mlp import MLP
 from mlpkit.model_file import load
@@ -40,6 +40,7 @@ __all__ = [
     "Objective",
     "TargetRangeWarning",
     "activations",
+    "blas_limited",
     "check_gradient",
     "datasets",
     "errors",

@@ -14,6 +14,7 @@ from mlpkit.errors import InvalidArgumentError
 __all__ = [
     "can_hold",
     "check_choice",
+    "check_finite",
     "check_fits",
     "check_flag",
     "check_integer",
@@ -206,7 +207,7 @@ def check_matrix(
         raise InvalidArgumentError(f"{name} must not be empty; found shape {array.shape}")
     with np.errstate(over="ignore"):
         matrix = np.ascontiguousarray(array, dtype=dtype)
-    _require_finite(matrix, name)
+    check_finite(matrix, name)
     return matrix
 
 
@@ -224,7 +225,7 @@ def check_vector(values: Any, name: str, *, length: int | None = None, dtype: DT
         raise InvalidArgumentError(f"{name} must have {wanted}; found shape {array.shape}")
     with np.errstate(over="ignore"):
         vector = np.ascontiguousarray(array, dtype=dtype)
-    _require_finite(vector, name)
+    check_finite(vector, name)
     return vector
 
 
@@ -256,7 +257,13 @@ def _refuse_text(array: NDArray[Any], name: str) -> None:
             raise InvalidArgumentError(f"{name} must be an array of numbers; found the text {shown(value)}{where}")
 
 
-def _require_finite(array: NDArray[Any], name: str) -> None:
+def check_finite(array: NDArray[Any], name: str, *, first_row: int = 0) -> None:
+    """Refuse NaN and infinity, naming the first row (counted from `first_row`) and column that holds one.
+
+    Examples
+    --------
+    >>> check_finite(np.zeros((2, 3)), "X")
+    """
     # A finite sum proves every element finite without a temporary of the array's size; only where the
     # sum is not finite (which overflow alone can also cause) are the elements looked at one by one.
     with np.errstate(over="ignore", invalid="ignore"):
@@ -265,7 +272,7 @@ def _require_finite(array: NDArray[Any], name: str) -> None:
     bad = np.argwhere(~np.isfinite(array))
     if bad.size:
         index = tuple(int(i) for i in bad[0])
-        where = " column ".join(str(i) for i in index)
+        where = " column ".join(str(i) for i in (index[0] + first_row, *index[1:]))
         raise InvalidArgumentError(
             f"{name} must be finite in {array.dtype}; found {array[index]} at row {where} "
             f"({len(bad)} such value{'s' if len(bad) > 1 else ''})"

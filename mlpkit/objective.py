@@ -12,20 +12,20 @@ from __future__ import annotations
 
 import os
 import sys
-import threading
 import warnings
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from mlpkit.checks import check_flag, check_matrix, check_out, check_vector, real_array
+from mlpkit.checks import check_flag, check_out, check_vector, real_array
 from mlpkit.errors import InvalidArgumentError, TargetRangeWarning
 from mlpkit.kernels import sweeps
-from mlpkit.kernels.jit import get_num_threads, hold_blas_while_alive, launch
-from mlpkit.kernels.tiles import aligned_empty, pack
+from mlpkit.kernels.jit import Exclusive, get_num_threads, hold_blas_while_alive, launch
+from mlpkit.kernels.tiles import aligned_empty
 from mlpkit.mlp import MLP, check_network
 from mlpkit.plan import Plan
+from mlpkit.sources import Labels, Rows, pack_rows, same_rows
 
 __all__ = ["Evaluation", "Objective"]
 
@@ -36,6 +36,7 @@ class Evaluation:
     Between evaluations SciPy's optimisers call BLAS, whose idle threads would then spin on the cores that the next
     evaluation needs, and make it many times slower. So from its second call on, this callable holds BLAS to one thread
     for as long as it is alive. Handed to an optimiser, it lives until that returns; called once, it holds nothing.
+    A function of your own around it is not seen through: wrap the optimiser's call in ``with mlpkit.blas_limited():``.
 
     Examples
     --------
@@ -56,8 +57,8 @@ class Evaluation:
         Parameters
         ----------
         theta : array-like, shape (n_parameters,)
-            Where to evaluate. Values that are not finite are allowed, since a line search may try them; the result
-            then is not finite either.
+            Where to evaluate. Values that are not finite are allowed, since a line search may try them; what comes
+            of them is what arithmetic makes of them.
         out : ndarray, optional
             Where to write the gradient; fresh if not given, as SciPy keeps what it gets.
 
@@ -125,18 +126,21 @@ class Objective:
             keep_activations = check_flag(keep_activations, "keep_activations")
         self.net = net
         dtype = net.dtype
-        rows = check_matrix(X, "X", n_columns=net.sizes[0], dtype=dtype)
+        rows = Rows(X, "X", net.sizes[0], dtype)
         same = Y is X and net.sizes[-1] == net.sizes[0] and not net.loss.class_targets
-        targets = rows if same else _check_targets(net, Y, rows.shape[0])
+        targets = rows if same else _targets(net, Y)
+        if targets.shape[0] != rows.shape[0]:
+            raise InvalidArgumentError(f"Y must have as many rows as X, {rows.shape[0]}; found {targets.shape[0]}")
         weights = _check_weights(sample_weight, rows.shape[0])
-        _warn_of_unreachable(net, targets)
-        if weights is not None and not weights.all():
-            used = weights > 0
-            rows, weights = rows[used], weights[used]
-            targets = rows if same else targets[used]
-        same = same or (rows.shape == targets.shape and np.array_equal(rows, targets))
+        for data in {rows, targets}:
+            data.check()
+        used = None if weights is None or weights.all() else np.flatnonzero(weights)
+        if weights is not None and used is not None:
+            weights = weights[used]
+        _warn_of_unreachable(net, targets, used)
+        same = same or same_rows(rows, targets)
 
-        self.n_examples = rows.shape[0]
+        self.n_examples = rows.shape[0] if used is None else used.size
         self._plan = plan = Plan(net.layers, dtype, self.n_examples, net.loss)
         self._keep = plan.n_kept > 0 and (
             _fits(plan.kept_rows * plan.cut.n_panels * plan.lanes * dtype.itemsize)
@@ -145,9 +149,11 @@ class Objective:
         )
         n_rows = rows.shape[1] + (0 if same else targets.shape[1]) + 1
         self._packed_bytes = plan.cut.n_panels * plan.lanes * n_rows * dtype.itemsize
-
-        self._X = pack(rows)
-        self._Y = self._X if same else pack(targets)
+        try:
+            self._X = pack_rows(rows, used)
+            self._Y = self._X if same else pack_rows(targets, used)
+        except MemoryError as error:
+            raise MemoryError(f"the objective needs {self.memory / 1e9:.3g} GB for these data") from error
         self._w = np.zeros(plan.cut.n_panels * plan.lanes, dtype)
         self._w[: self.n_examples] = 1 if weights is None else weights
         self._total_weight = float(self.n_examples if weights is None else weights.sum())
@@ -155,16 +161,33 @@ class Objective:
         # A dead unit's slope rho / tiny would be infinite in float32, and infinity times its f' = 0 is NaN.
         self._steepest = np.finfo(dtype).max / (16.0 * (1.0 if weights is None else float(weights.max())))
         self._decay = np.array(net.decays, dtype)
-        self._penalties = [(i, plan.dense[i]) for i in plan.sparse]
-        self._table = plan.rows()
-        self._output = plan.output_address()
+        self._penalties = [(plan.units(i), plan.dense[i]) for i in plan.sparse]
         self._constants = plan.constants()
         self._counter = np.zeros(1, np.int64)
         self._sparsity = np.zeros(plan.n_units, dtype)
         self._sums = np.zeros((plan.cut.n_pieces, plan.n_units))
         self._losses = np.zeros(plan.n_losses)
+        self._make_ready()
+
+    def _make_ready(self) -> None:
+        """Set up what holds in this process only: addresses, memory to work in, a lock."""
+        self._table = self._plan.rows()
+        self._output = self._plan.output_address()
         self._sections: dict[str, NDArray[Any]] = {}
-        self._lock = threading.Lock()
+        self._exclusive = Exclusive("an objective cannot be evaluated inside its own evaluation (by a signal handler?)")
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = self.__dict__.copy()
+        for name in ("_table", "_output", "_sections", "_exclusive"):
+            del state[name]
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._make_ready()
+
+    def __repr__(self) -> str:
+        return f"<Objective of {self.net!r} on {self.n_examples} examples, {self.memory / 1e6:.1f} MB>"
 
     @property
     def memory(self) -> int:
@@ -226,7 +249,7 @@ class Objective:
         gradient = check_out(out, point.shape, point.dtype)
         if np.may_share_memory(point, gradient):  # theta is read again after the gradient's first numbers are written
             point = point.copy()
-        with self._lock:
+        with self._exclusive:
             return self._evaluate(point, gradient), gradient
 
     def rho_hat(self, theta: ArrayLike) -> list[NDArray[np.float64]]:
@@ -242,7 +265,7 @@ class Objective:
         point = self._check_theta(theta)
         if not self._penalties:
             return []
-        with self._lock:
+        with self._exclusive:
             return self._mean_activations(point)
 
     def _check_theta(self, theta: ArrayLike) -> NDArray[Any]:
@@ -250,7 +273,8 @@ class Objective:
         if point.shape != (self._plan.n_parameters,):
             raise InvalidArgumentError(f"theta must have shape ({self._plan.n_parameters},); found shape {point.shape}")
         with np.errstate(over="ignore"):
-            return np.ascontiguousarray(point, dtype=self.net.dtype)
+            point = np.ascontiguousarray(point, dtype=self.net.dtype)
+        return point if point.flags.writeable else point.copy()  # kernels would be compiled anew for a read-only one
 
     def _allocate(self) -> int:
         """Return how many threads to use, with working memory for them in place; it grows with the threads."""
@@ -275,7 +299,7 @@ class Objective:
             self._counter, workers=workers,
         )  # fmt: skip
         means = self._sums.sum(axis=0) / self._total_weight
-        return [layer.activation.to_unit(means[plan.units(i)]) for i, layer in self._penalties]
+        return [layer.activation.to_unit(means[units]) for units, layer in self._penalties]
 
     def _evaluate(self, theta: NDArray[Any], gradient: NDArray[Any]) -> dict[str, float]:
         """Fill `gradient` and return the terms of J."""
@@ -283,11 +307,11 @@ class Objective:
         sparsity = 0.0
         if self._penalties:
             means = self._mean_activations(theta)
-            for (i, layer), rho_hat in zip(self._penalties, means, strict=True):
+            for (units, layer), rho_hat in zip(self._penalties, means, strict=True):
                 assert layer.sparsity is not None
                 sparsity += layer.sparsity.value(rho_hat)
                 slope = layer.sparsity.derivative(rho_hat) * layer.activation.unit_slope
-                self._sparsity[plan.units(i)] = np.clip(slope, -self._steepest, self._steepest)
+                self._sparsity[units] = np.minimum(np.maximum(slope, -self._steepest), self._steepest)
         workers = self._allocate()
         network = (self._table, plan.n_kept, theta, self._constants)
         memory = (self._keep, *(self._sections[name] for name in ("kept", "span", "scratch")))
@@ -302,40 +326,18 @@ class Objective:
         return {"data": loss / self._total_weight, "weight_decay": decay, "sparsity": sparsity}
 
 
-def _check_targets(net: MLP, Y: ArrayLike, m: int) -> NDArray[Any]:
-    """Return targets as a matrix of the network's dtype; class labels become one-hot rows."""
+def _targets(net: MLP, Y: ArrayLike) -> Rows:
+    """Return targets: a matrix, or class labels where the loss takes them."""
     n_out = net.sizes[-1]
-    if net.loss.class_targets and (np.ndim(Y) == 1 or np.shape(Y)[1:] == (1,) != (n_out,)):
-        labels = np.asarray(Y).ravel()
-        if labels.dtype.kind not in "iub":
-            raise InvalidArgumentError(
-                f"Y must hold integer class labels or rows of {n_out} probabilities; found dtype {labels.dtype}"
-            )
-        _check_length(labels.shape[0], m)
-        bad = np.flatnonzero((labels < 0) | (labels >= n_out))
-        if bad.size:
-            raise InvalidArgumentError(
-                f"Y must hold class labels from 0 to {n_out - 1}; found {labels[bad[0]]} at row {bad[0]}"
-            )
-        one_hot = np.zeros((m, n_out), net.dtype)
-        one_hot[np.arange(m), labels.astype(np.intp)] = 1
-        return one_hot
-    targets = check_matrix(Y, "Y", n_columns=n_out, dtype=net.dtype)
-    _check_length(targets.shape[0], m)
-    if net.loss.class_targets:
-        # Rows are accepted as probabilities to the accuracy that float32 data can have.
-        bad = np.flatnonzero((targets.min(axis=1) < 0) | (np.abs(targets.sum(axis=1) - 1) > 1e-4))
-        if bad.size:
-            raise InvalidArgumentError(
-                f"Y must hold rows of probabilities, which are not negative and sum to 1; found {targets[bad[0]]} at "
-                f"row {bad[0]}"
-            )
+    if not net.loss.class_targets:
+        return Rows(Y, "Y", n_out, net.dtype)
+    array = real_array(Y, "Y")
+    if array.ndim == 1 or array.shape[1:] == (1,) != (n_out,):
+        return Labels(array, "Y", n_out, net.dtype)
+    targets = Rows(array, "Y", n_out, net.dtype)
+    targets.check()
+    targets.check_probabilities()
     return targets
-
-
-def _check_length(found: int, m: int) -> None:
-    if found != m:
-        raise InvalidArgumentError(f"Y must have as many rows as X, {m}; found {found}")
 
 
 def _check_weights(sample_weight: ArrayLike | None, m: int) -> NDArray[np.float64] | None:
@@ -352,13 +354,13 @@ def _check_weights(sample_weight: ArrayLike | None, m: int) -> NDArray[np.float6
     return np.ldexp(weights, -np.frexp(weights.max())[1])
 
 
-def _warn_of_unreachable(net: MLP, targets: NDArray[Any]) -> None:
+def _warn_of_unreachable(net: MLP, targets: Rows, used: NDArray[np.intp] | None) -> None:
     """Warn where targets lie outside a bounded output's range: the loss then has no minimum to reach."""
     activation = net.layers[-1].activation  # type: ignore[union-attr]
     low, high = activation.range
     if net.loss.class_targets or not np.isfinite(activation.range).all():
         return
-    smallest, largest = float(targets.min()), float(targets.max())
+    smallest, largest = targets.limits(used)
     if smallest < low or largest > high:
         warnings.warn(
             f"Y lies in [{smallest:g}, {largest:g}], outside the range [{low:g}, {high:g}] of the output activation "

@@ -95,7 +95,9 @@ def test_accumulate_sums_is_exact_to_float64(dtype, rows, panels, seed):
 def test_packing_and_unpacking_are_inverse_and_padding_repeats_the_last_row(dtype, m, n):
     rows, n_lanes = np.arange(m * n, dtype=dtype).reshape(m, n), simd.lanes(dtype)
     n_panels = -(-m // n_lanes)
-    packed = tiles.pack(rows).reshape(n_panels, n, n_lanes)
+    panels = tiles.empty_panels(m, n, dtype)
+    tiles.pack(rows, panels)
+    packed = panels.reshape(n_panels, n, n_lanes)
     padded = np.concatenate([rows, np.repeat(rows[-1:], n_panels * n_lanes - m, axis=0)])
     np.testing.assert_array_equal(packed, padded.reshape(n_panels, n_lanes, n).transpose(0, 2, 1))
     again = np.empty_like(packed)

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import pickle
+import subprocess
+import sys
+import tracemalloc
 import warnings
 
 import numba
@@ -14,8 +19,9 @@ from hypothesis import strategies as st
 from strategies import Case, cases
 
 import mlpkit
+from mlpkit import sources
 from mlpkit.errors import InvalidArgumentError, TargetRangeWarning
-from mlpkit.kernels import tiles
+from mlpkit.kernels import sweeps, tiles
 
 # Errors in float64 are rounding in sums of up to 600 examples and 40 units through 5 layers, some
 # 1e-15 of the result; 1e-12 is the contract. In float32 the same sums give some 1e-7 to 1e-6.
@@ -573,3 +579,144 @@ def test_flags_are_true_or_false(options):
 def test_what_is_no_network_is_named(call):
     with pytest.raises(InvalidArgumentError, match="net must be an MLP"):
         call()
+
+
+# Data as it comes -------------------------------------------------------------------------------
+
+
+@DTYPES
+@settings(max_examples=25)
+@given(
+    m=st.integers(1, 400),
+    source=st.sampled_from(["float64", "float32", "int8", "bool"]),
+    order=st.sampled_from("CF"),
+    zeros=st.booleans(),
+    seed=st.integers(0, 99),
+)
+def test_data_are_packed_in_blocks_as_if_converted_at_once(dtype, m, source, order, zeros, seed):
+    rng = np.random.default_rng(seed)
+    case = sparse_case(m, dtype=dtype)
+    X = np.asarray(rng.integers(0, 2, case.X.shape), dtype=source, order=order)
+    Y = np.asarray(rng.integers(0, 2, case.Y.shape), dtype=source, order=order)
+    w = rng.integers(0, 2, m).astype(float) if zeros else np.ones(m)
+    w[-1] = 1
+    X.flags.writeable = Y.flags.writeable = False
+    converted = [np.ascontiguousarray(a[w > 0], dtype=dtype) for a in (X, Y)]
+    expected = mlpkit.Objective(case.net, *converted).value_and_gradient(case.net.theta)
+    before = sources._BLOCK_BYTES
+    sources._BLOCK_BYTES = 1  # a panel at a time
+    try:
+        found = mlpkit.Objective(case.net, X, Y, sample_weight=w).value_and_gradient(case.net.theta)
+    finally:
+        sources._BLOCK_BYTES = before
+    assert found[0] == expected[0]
+    assert bits(found[1]) == bits(expected[1])
+
+
+@pytest.mark.parametrize("row", [0, 70_000, 99_999])
+def test_the_row_of_a_bad_number_is_counted_from_the_first(row):
+    net = mlpkit.MLP([mlpkit.Input(8), mlpkit.Dense(1, "tanh")])
+    X = np.zeros((100_000, 8))
+    X[row, 3] = np.nan
+    with pytest.raises(InvalidArgumentError, match=f"X must be finite in float64; found nan at row {row} column 3 "):
+        mlpkit.Objective(net, X, np.zeros(100_000))
+
+
+def test_masked_labels_are_refused():
+    net = mlpkit.MLP([mlpkit.Input(1), mlpkit.Dense(3, "softmax")], loss="cross_entropy")
+    with pytest.raises(InvalidArgumentError, match="Y must not be a masked array"):
+        mlpkit.Objective(net, np.zeros((3, 1)), np.ma.masked_array([0, 1, 2], mask=[0, 1, 0]))
+
+
+# What it holds ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("by_rows", [False, True], ids=["by pieces", "by rows"])
+@pytest.mark.parametrize("keep", [True, False])
+@pytest.mark.parametrize("change", ["none", "dtype", "weights"])
+def test_memory_is_what_the_objective_says(by_rows, keep, change):
+    m, sizes = 60_000, (64, 25, 40)
+    case = sparse_case(m, sizes=sizes)
+    X, w = case.X, None
+    if change == "dtype":
+        X = X.astype(np.float32)
+    if change == "weights":
+        w = np.arange(m) % 3 > 0
+    with summed(by_rows):
+        case.objective(keep_activations=keep).value_and_gradient(case.net.theta)  # compiles
+        tracemalloc.start()
+        try:
+            objective = mlpkit.Objective(case.net, X, case.Y, w, keep_activations=keep)
+            objective.value_and_gradient(case.net.theta)
+            held, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+    assert 0.95 * objective.memory < held < 1.05 * objective.memory
+    assert peak < 1.1 * objective.memory
+
+
+def test_a_pickled_objective_computes_the_same_bits():
+    case = sparse_case(300)
+    objective = case.objective()
+    J, g = objective.value_and_gradient(case.net.theta)
+    J2, g2 = pickle.loads(pickle.dumps(objective)).value_and_gradient(case.net.theta)
+    assert J == J2
+    assert bits(g) == bits(g2)
+    assert "300 examples" in repr(objective)
+
+
+def test_a_read_only_theta_compiles_nothing():
+    case = sparse_case(100)
+    objective = case.objective()
+    objective.value_and_gradient(case.net.theta)
+    before = [len(sweep.signatures) for sweep in (*sweeps.forward_sweep, *sweeps.gradient_by_pieces)]
+    theta = case.net.theta.copy()
+    theta.flags.writeable = False
+    objective.value_and_gradient(theta)
+    assert before == [len(sweep.signatures) for sweep in (*sweeps.forward_sweep, *sweeps.gradient_by_pieces)]
+
+
+# Guards -----------------------------------------------------------------------------------------
+
+
+def test_an_evaluation_inside_an_evaluation_is_an_error(monkeypatch):
+    case = sparse_case(50)
+    objective = case.objective()
+    inner = []
+
+    def value(self, rho_hat):
+        inner.append(objective.value_and_gradient(case.net.theta))
+        return 0.0
+
+    monkeypatch.setattr(mlpkit.KLSparsity, "value", value)
+    with pytest.raises(mlpkit.MlpkitError, match="inside its own evaluation"):
+        objective.value_and_gradient(case.net.theta)
+    assert not inner
+    monkeypatch.undo()
+    objective.value_and_gradient(case.net.theta)  # and it is free again
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
+def test_a_child_forked_inside_an_evaluation_can_evaluate():
+    program = """
+import os, threading, warnings
+import numpy as np, mlpkit
+warnings.simplefilter("ignore", DeprecationWarning)
+net = mlpkit.sparse_autoencoder(n_inputs=4, n_hidden=2, seed=0)
+X = np.full((40, 4), 0.5)
+objective = mlpkit.Objective(net, X, X)
+expected = objective.value_and_gradient(net.theta)[0]
+held, forked = threading.Event(), threading.Event()
+def hold():
+    with objective._exclusive:
+        held.set()
+        forked.wait()
+threading.Thread(target=hold).start()
+held.wait()
+child = os.fork()
+if child == 0:
+    os._exit(0 if objective.value_and_gradient(net.theta)[0] == expected else 1)
+forked.set()
+assert os.waitpid(child, 0)[1] == 0
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=300)

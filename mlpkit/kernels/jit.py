@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import logging
 import os
 import threading
 import warnings
 import weakref
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from types import FunctionType
 from typing import Any
@@ -25,11 +27,13 @@ from numba.core.ccallback import CFunc
 from threadpoolctl import ThreadpoolController
 
 from mlpkit.checks import check_integer
+from mlpkit.errors import MlpkitError
 
 __all__ = [
     "ELEMENTWISE",
     "MOST_THREADS",
     "REDUCTION",
+    "Exclusive",
     "blas_limited",
     "cache_folder",
     "get_num_threads",
@@ -78,7 +82,7 @@ def kernel(
             error_model="numpy", nogil=True, parallel=parallel, fastmath=set(fastmath) or False
         )(function)
         if cached:
-            dispatcher._cache = _FingerprintedCache(function, function.__qualname__)
+            dispatcher._cache = _FingerprintedCache(function, function.__qualname__, notice=True)
         return dispatcher
 
     return decorate if function is None else decorate(function)
@@ -147,9 +151,10 @@ class _FunctionCache(FunctionCache):
 class _FingerprintedCache(_Cache):
     """A kernel's disk cache, looked for at the first compile; where no folder is writable, no cache."""
 
-    def __init__(self, py_func: Callable[..., Any], key: str) -> None:
+    def __init__(self, py_func: Callable[..., Any], key: str, *, notice: bool = False) -> None:
         self._py_func = py_func
         self._key = key
+        self._notice = notice
         self._opened: _Cache | None = None
 
     def _open(self) -> _Cache:
@@ -173,11 +178,14 @@ class _FingerprintedCache(_Cache):
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         try:
-            return self._open().load_overload(sig, target_context)
+            found = self._open().load_overload(sig, target_context)
         except Exception as error:  # a damaged cache costs a compile, never the run
             warnings.warn(f"mlpkit: the kernel cache is unreadable ({error!r}); compiling anew", stacklevel=2)
             self._discard()
-            return None
+            found = None
+        if found is None and self._notice:
+            _say_that_kernels_are_compiled(self._open().cache_path)
+        return found
 
     def save_overload(self, sig: Any, data: Any) -> None:
         try:
@@ -193,6 +201,13 @@ class _FingerprintedCache(_Cache):
 
     def flush(self) -> None:
         self._open().flush()
+
+
+@cache
+def _say_that_kernels_are_compiled(folder: str | None) -> None:
+    """Say once why nothing happens for some seconds; `logging` prints it where nobody has set it up otherwise."""
+    kept = f"once: they are kept in {folder}" if folder else "again in each process: no cache folder can be written"
+    logging.getLogger("mlpkit").warning("mlpkit: compiling kernels, which takes up to half a minute, %s", kept)
 
 
 def cache_folder() -> str | None:
@@ -259,6 +274,37 @@ def launch(sweep: tuple[Any, Any], *arguments: Any, workers: int, serial: bool =
             return parallel(*arguments, workers)
         finally:
             numba.set_num_threads(mask)
+
+
+class Exclusive:
+    """A lock for one object: other threads wait, the thread that holds it gets an error, a forked child a new one.
+
+    Parameters
+    ----------
+    message : str
+        What the error says.
+    """
+
+    def __init__(self, message: str) -> None:
+        self._message = message
+        self._renew()
+
+    def _renew(self) -> None:
+        self._process = os.getpid()
+        self._lock = threading.Lock()
+        self._owner: int | None = None
+
+    def __enter__(self) -> None:
+        if self._process != os.getpid():  # whoever held it at the fork does not exist here
+            self._renew()
+        if self._owner == threading.get_ident():
+            raise MlpkitError(self._message)
+        self._lock.acquire()
+        self._owner = threading.get_ident()
+
+    def __exit__(self, *error: object) -> None:
+        self._owner = None
+        self._lock.release()
 
 
 def _after_fork_in_child() -> None:

@@ -25,7 +25,7 @@ from mlpkit.kernels import simd
 from mlpkit.kernels.jit import get_num_threads, kernel, launch
 from mlpkit.kernels.simd import VECTORS, at, pointer, shift, transpose
 
-__all__ = ["CHUNK", "Cut", "aligned_empty", "cut", "pack", "pack_panels", "unpack_panels"]
+__all__ = ["CHUNK", "Cut", "aligned_empty", "cut", "empty_panels", "pack", "pack_panels", "unpack_panels"]
 
 # More panels at once than a first-level cache has ways (8 is usual) push one another out where their stride is a power
 # of two.
@@ -94,15 +94,19 @@ def _pack_all(address, n_rows, n_columns, panels, n_panels, n_lanes, n_workers):
 _pack_sweep = (kernel(_pack_all, parallel=True, cached=True), kernel(_pack_all, cached=True))
 
 
-def pack(rows: NDArray[Any]) -> NDArray[Any]:
-    """Return a row-major matrix as one flat array of panels, padded to whole panels with its last row."""
+def empty_panels(m: int, n: int, dtype: Any) -> NDArray[Any]:
+    """Return one flat array with room for panels of m rows of n columns."""
+    n_lanes = simd.lanes(dtype)
+    return aligned_empty(-(-m // n_lanes) * n * n_lanes, dtype)
+
+
+def pack(rows: NDArray[Any], panels: NDArray[Any]) -> None:
+    """Write a row-major matrix into panels from the first on; the last is filled up with the last row."""
     m, n = rows.shape
     n_lanes = simd.lanes(rows.dtype)
     n_panels = -(-m // n_lanes)
-    panels = aligned_empty(n_panels * n * n_lanes, rows.dtype)
     workers = min(get_num_threads(), n_panels)
     launch(_pack_sweep, rows.ctypes.data, m, n, panels, n_panels, n_lanes, workers=workers)
-    return panels
 
 
 def aligned_empty(size: int, dtype: Any) -> NDArray[Any]:

@@ -1,0 +1,163 @@
+"""Rows of data as an objective takes them: checked, converted and packed a block at a time.
+
+A data set may be in another dtype or order than the engine's, or in part of weight 0. Nothing here makes a second copy
+of it: what is converted at once is a block of some megabytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from mlpkit.checks import check_finite, real_array
+from mlpkit.errors import InvalidArgumentError
+from mlpkit.kernels import simd
+from mlpkit.kernels.tiles import empty_panels, pack
+
+__all__ = ["Labels", "Rows", "pack_rows", "same_rows"]
+
+_BLOCK_BYTES = 2 << 20
+
+
+class Rows:
+    """A matrix of examples in rows, read as blocks of a dtype.
+
+    Parameters
+    ----------
+    values : array-like, shape (m, n)
+        Real numbers in any dtype and order; (m,) where one column is asked for.
+    name : str
+        The argument's name, for the errors.
+    n_columns : int
+        The number of columns to insist on.
+    dtype : numpy.dtype
+        What blocks are converted to.
+
+    Raises
+    ------
+    InvalidArgumentError
+        For wrong shapes and for data that is not of real numbers.
+
+    Examples
+    --------
+    >>> rows = Rows([[1, 2], [3, 4]], "X", 2, np.dtype("float32"))
+    >>> rows.shape, rows.take(slice(1, 2))
+    ((2, 2), array([[3., 4.]], dtype=float32))
+    """
+
+    def __init__(self, values: ArrayLike, name: str, n_columns: int, dtype: np.dtype[Any]) -> None:
+        array = real_array(values, name)
+        if array.ndim == 1 and n_columns == 1:
+            array = array[:, np.newaxis]
+        if array.ndim != 2:
+            raise InvalidArgumentError(f"{name} must have two dimensions, examples in rows; found shape {array.shape}")
+        if array.shape[1] != n_columns:
+            raise InvalidArgumentError(
+                f"{name} must have {n_columns} columns; found {array.shape[1]} (shape {array.shape})"
+            )
+        if array.size == 0:
+            raise InvalidArgumentError(f"{name} must not be empty; found shape {array.shape}")
+        self.name = name
+        self.dtype = dtype
+        self.shape: tuple[int, int] = array.shape
+        self._array = array
+
+    def take(self, which: slice | NDArray[np.intp]) -> NDArray[Any]:
+        """Return some rows as a C-contiguous matrix of the dtype, without a copy where the data is just that."""
+        with np.errstate(over="ignore"):
+            return np.ascontiguousarray(self._array[which], dtype=self.dtype)
+
+    def blocks(self, used: NDArray[np.intp] | None = None) -> Iterator[tuple[int, NDArray[Any]]]:
+        """Go through all rows, or those `used`, as (number of the block's first row, block)."""
+        n_lanes = simd.lanes(self.dtype)
+        step = max(1, _BLOCK_BYTES // (self.shape[1] * self.dtype.itemsize * n_lanes)) * n_lanes  # whole panels
+        m = self.shape[0] if used is None else used.size
+        for begin in range(0, m, step):
+            end = min(begin + step, m)
+            yield begin, self.take(slice(begin, end) if used is None else used[begin:end])
+
+    def check(self) -> None:
+        """Look at every row, used or not; NaN and infinity are an error that names the first row and column."""
+        for begin, block in self.blocks():
+            check_finite(block, self.name, first_row=begin)
+
+    def check_probabilities(self) -> None:
+        """Require rows that are not negative and sum to 1, to the accuracy that float32 data can have."""
+        for begin, block in self.blocks():
+            bad = np.flatnonzero((block.min(axis=1) < 0) | (np.abs(block.sum(axis=1) - 1) > 1e-4))
+            if bad.size:
+                raise InvalidArgumentError(
+                    f"{self.name} must hold rows of probabilities, which are not negative and sum to 1; found "
+                    f"{block[bad[0]]} at row {begin + bad[0]}"
+                )
+
+    def limits(self, used: NDArray[np.intp] | None = None) -> tuple[float, float]:
+        """Return the smallest and the largest number."""
+        ends = [(block.min(), block.max()) for _, block in self.blocks(used)]
+        return float(min(low for low, _ in ends)), float(max(high for _, high in ends))
+
+
+class Labels(Rows):
+    """Class labels 0 to n_classes - 1, read as blocks of one-hot rows.
+
+    Raises
+    ------
+    InvalidArgumentError
+        For labels that are not integers or name no class.
+
+    Examples
+    --------
+    >>> Labels([2, 0], "Y", 3, np.dtype("float64")).take(slice(0, 2))
+    array([[0., 0., 1.],
+           [1., 0., 0.]])
+    """
+
+    def __init__(self, values: ArrayLike, name: str, n_classes: int, dtype: np.dtype[Any]) -> None:
+        labels = real_array(values, name).ravel()
+        if labels.dtype.kind not in "iub":
+            raise InvalidArgumentError(
+                f"{name} must hold integer class labels or rows of {n_classes} probabilities; found dtype "
+                f"{labels.dtype}"
+            )
+        bad = np.flatnonzero((labels < 0) | (labels >= n_classes))
+        if bad.size:
+            raise InvalidArgumentError(
+                f"{name} must hold class labels from 0 to {n_classes - 1}; found {labels[bad[0]]} at row {bad[0]}"
+            )
+        self.name = name
+        self.dtype = dtype
+        self.shape = (labels.size, n_classes)
+        self._array = labels.astype(np.intp)
+
+    def take(self, which: slice | NDArray[np.intp]) -> NDArray[Any]:
+        """Return some labels as one-hot rows."""
+        labels = self._array[which]
+        rows = np.zeros((labels.size, self.shape[1]), self.dtype)
+        rows[np.arange(labels.size), labels] = 1
+        return rows
+
+
+def same_rows(a: Rows, b: Rows) -> bool:
+    """Say whether two data sets hold the same numbers.
+
+    Examples
+    --------
+    >>> double = np.dtype("float64")
+    >>> same_rows(Rows([1.0, 2.0], "X", 1, double), Rows([[1], [2]], "Y", 1, double))
+    True
+    """
+    if a.shape != b.shape:
+        return False
+    return all(np.array_equal(x, y) for (_, x), (_, y) in zip(a.blocks(), b.blocks(), strict=True))
+
+
+def pack_rows(rows: Rows, used: NDArray[np.intp] | None = None) -> NDArray[Any]:
+    """Return all rows, or those `used`, as panels; see `mlpkit.kernels.tiles`."""
+    m = rows.shape[0] if used is None else used.size
+    panels = empty_panels(m, rows.shape[1], rows.dtype)
+    for begin, block in rows.blocks(used):
+        pack(block, panels[begin * rows.shape[1] :])
+    return panels
