@@ -26,6 +26,14 @@ value = net.predict([[1.0, 2.0, 3.0]])[0, 0]
 kernel = sweeps.predict_sweep[1]
 print(value.hex(), sum(kernel.stats.cache_hits.values()))
 """
+COUNT_NOTICES = """
+import logging
+notices = []
+class Counter(logging.Handler):
+    def emit(self, record):
+        notices.append(record.getMessage())
+logging.getLogger("mlpkit").addHandler(Counter())
+"""
 
 # Make the bias of a layer enter as b + u in place of b u, with u = 1, in the copy of mlpkit in {folder}.
 EDIT = """
@@ -74,6 +82,15 @@ def test_an_edit_to_one_kernel_file_reaches_a_process_with_a_warm_cache(package_
     assert hits == "0"
     assert float.fromhex(edited) == pytest.approx(1 / (1 + np.exp(-4.0)))  # 0.5 * 6, and 0 + 1 in place of 0 * 1
     assert float.fromhex(cold) == pytest.approx(1 / (1 + np.exp(-3.0)))
+
+
+def test_compiling_is_announced_once_and_only_where_the_cache_is_cold(package_copy):
+    code = COUNT_NOTICES + PREDICT.replace('"sigmoid"', '"tanh"') + "\nprint(len(notices), *notices)"
+    _, _, n, *words = run(code, package_copy)
+    assert n == "1"
+    assert " ".join(words).startswith("mlpkit: compiling kernels")
+    assert str(package_copy) in words[-1]
+    assert run(code, package_copy)[2:] == ["0"]
 
 
 def test_code_that_was_imported_before_an_edit_is_not_kept_as_that_of_the_edited_file(package_copy):
