@@ -3,6 +3,7 @@
 #   make demo    train a sparse autoencoder on photographs and draw what it learned
 #   make test    lint, type check, tests, doctests and examples: what CI runs
 #   make lint    the first two only
+#   make soak    the tests that take minutes: every float32 there is, say
 #   make bench   the CS294A exercise against NumPy and SciPy, end to end
 #   make lowest  the tests against the lowest versions that pyproject.toml admits (tests/lowest.txt)
 #   make clean   remove what the other targets wrote, except .venv and .venv-lowest
@@ -14,7 +15,7 @@ DEMO_ARGS ?=
 BENCH_ARGS ?=
 PYTEST_ARGS ?=
 
-.PHONY: demo test lint bench lowest clean
+.PHONY: demo test lint soak bench lowest clean
 
 demo: $(VENV)/.demo-installed
 	$(BIN)/python -m mlpkit demo $(DEMO_ARGS)
@@ -28,6 +29,9 @@ lint: $(VENV)/.dev-installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy mlpkit
+
+soak: $(VENV)/.dev-installed
+	$(BIN)/python -m pytest -m soak $(PYTEST_ARGS)
 
 bench: $(VENV)/.demo-installed
 	$(BIN)/python benchmarks/cs294a_exercise.py $(BENCH_ARGS)

@@ -1,4 +1,4 @@
-"""The micro-kernels, the packing and the vector functions against NumPy."""
+"""The micro-kernels and the packing against NumPy."""
 
 import numba
 import numpy as np
@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlpkit.kernels import simd, tiles, vmath
+from mlpkit.kernels import simd, tiles
 from mlpkit.kernels.simd import accumulate_outer, accumulate_sums, affine, at
 from mlpkit.kernels.tiles import pack_panels, unpack_panels
 
@@ -106,53 +106,3 @@ def test_packing_and_unpacking_are_inverse_and_padding_repeats_the_last_row(dtyp
     back = np.full_like(rows, -1)
     run_unpack(packed, n_panels, back, 0, m, n_lanes)
     np.testing.assert_array_equal(back, rows)
-
-
-def compiled(function):
-    @numba.njit(error_model="numpy")
-    def over(x):
-        y = np.empty_like(x)
-        for i in range(x.size):
-            y[i] = function(x[i])
-        return y
-
-    return over
-
-
-EXACT = {"exp": np.exp, "expit": lambda x: 1 / (1 + np.exp(-x)), "tanh": np.tanh}
-COMPILED = {name: compiled(getattr(vmath, name)) for name in EXACT}
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("name", EXACT)
-def test_vector_functions_are_accurate_over_their_range(name, dtype):
-    rng = np.random.default_rng(0)
-    limit = 745 if dtype == np.float64 else 103
-    x = np.concatenate(
-        [rng.uniform(-limit, limit, 200_000), rng.uniform(-1, 1, 200_000), 10.0 ** rng.uniform(-30, 2, 100_000)]
-    ).astype(dtype)
-    with np.errstate(over="ignore", under="ignore"):
-        exact = EXACT[name](x.astype(np.longdouble))
-        inside = np.isfinite(exact.astype(dtype))
-        ulp = np.abs(COMPILED[name](x).astype(np.longdouble) - exact)[inside]
-        ulp /= np.spacing(np.maximum(np.abs(exact[inside]).astype(dtype), np.finfo(dtype).tiny))
-    assert ulp.max() <= 3.0  # half an ulp for the result, the rest for the polynomial and one division
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_vector_functions_reach_their_limits_and_pass_nan_through(dtype):
-    x = np.array([-np.inf, -1e4, 0, 1e4, np.inf, np.nan], dtype)
-    expected = {
-        "exp": [0, 0, 1, np.inf, np.inf, np.nan],
-        "expit": [0, 0, 0.5, 1, 1, np.nan],
-        "tanh": [-1, -1, 0, 1, 1, np.nan],
-    }
-    for name, values in expected.items():
-        np.testing.assert_array_equal(COMPILED[name](x), np.array(values, dtype))
-
-
-@pytest.mark.parametrize("name", EXACT)
-def test_vector_functions_compute_the_same_from_plain_python(name):
-    x = np.linspace(-30, 30, 101)
-    np.testing.assert_allclose(getattr(vmath, name)(x), COMPILED[name](x), rtol=1e-15, atol=0)
-    assert float(getattr(vmath, name)(0.3)) == pytest.approx(float(EXACT[name](0.3)), rel=1e-15)
