@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlpkit.checks import can_hold
-from mlpkit.kernels import sweeps
+from mlpkit.kernels import forward
 from mlpkit.kernels.jit import get_num_threads, launch
 from mlpkit.kernels.simd import VECTORS
 from mlpkit.kernels.tiles import aligned_empty
@@ -70,7 +70,7 @@ class Predictor:
             work = prepared.spare.pop()
         except IndexError:
             work = self._memory(prepared.plan, 1)
-        finite = sweeps.predict_few(prepared.network, prepared.plan.lanes, X.ctypes.data, m, out.reshape(-1), work)
+        finite = forward.predict_few(prepared.network, prepared.plan.lanes, X.ctypes.data, m, out.reshape(-1), work)
         prepared.spare.append(work)
         return out if finite else None
 
@@ -88,7 +88,7 @@ class Predictor:
             places[:] = np.cumsum([0] + [out.size for _, out in wanted[:-1]])
             target = np.empty(sum(out.size for _, out in wanted), dtype)
         launch(
-            sweeps.predict_sweep, prepared.network, prepared.plan.tiling, rows.ctypes.data, m, target, places,
+            forward.predict_sweep, prepared.network, prepared.plan.tiling, rows.ctypes.data, m, target, places,
             self._memory(prepared.plan, workers), np.zeros(1, np.int64), workers=workers, serial=workers == 1,
         )  # fmt: skip
         if len(wanted) > 1:

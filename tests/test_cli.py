@@ -12,7 +12,7 @@ import pytest
 import mlpkit
 from mlpkit import cli, model_file, plotting
 from mlpkit.cli import main
-from mlpkit.kernels import sweeps
+from mlpkit.kernels import forward, sweeps
 from mlpkit.kernels.jit import MOST_THREADS
 from mlpkit.preprocessing import remove_dc, sample_patches, squash, whiten_images
 
@@ -282,7 +282,7 @@ def test_config_prints_versions(capsys):
 def test_warmup_compiles_for_every_dtype(capsys):
     assert main(["warmup"]) == 0
     assert "kernels ready" in capsys.readouterr().out
-    for sweep in (sweeps.forward_sweep, sweeps.gradient_by_pieces, sweeps.gradient_by_rows, sweeps.predict_sweep):
+    for sweep in (sweeps.forward_sweep, sweeps.gradient_by_pieces, sweeps.gradient_by_rows, forward.predict_sweep):
         assert len(sweep[0].signatures) >= 2
 
 

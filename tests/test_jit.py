@@ -20,10 +20,10 @@ PACKAGE = Path(mlpkit.__file__).parent
 PREDICT = """
 import sys
 from mlpkit import MLP, Dense, Input
-from mlpkit.kernels import sweeps
+from mlpkit.kernels import forward
 net = MLP([Input(3), Dense(2, "sigmoid", init=0.5)], seed=0)
 value = net.predict([[1.0, 2.0, 3.0]])[0, 0]
-kernel = sweeps.predict_sweep[1]
+kernel = forward.predict_sweep[1]
 print(value.hex(), sum(kernel.stats.cache_hits.values()))
 """
 COUNT_NOTICES = """
@@ -76,7 +76,7 @@ def test_an_edit_to_one_kernel_file_reaches_a_process_with_a_warm_cache(package_
     warm, hits = run(PREDICT, package_copy)
     assert (warm, hits) == (cold, "1")
 
-    # sweeps.py, which holds the cached kernel, stays as it is: the change is in a file that it imports.
+    # forward.py, which holds the cached kernel, stays as it is: the change is in a file that it imports.
     exec(EDIT.format(folder=str(package_copy)))
     edited, hits = run(PREDICT, package_copy)
     assert hits == "0"

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlpkit.kernels import simd, tiles
-from mlpkit.kernels.simd import accumulate_outer, accumulate_sums, affine, at
+from mlpkit.kernels.pointers import at
+from mlpkit.kernels.simd import accumulate_outer, accumulate_sums, affine
 from mlpkit.kernels.tiles import pack_panels, unpack_panels
 
 DTYPES = (np.float64, np.float32)

@@ -26,7 +26,7 @@ from numba.core.ccallback import CFunc
 from mlpkit.kernels import simd
 from mlpkit.kernels.functions import compile_body, compile_scalar, reads_argument, slow_calls, specialise
 from mlpkit.kernels.jit import ELEMENTWISE, REDUCTION, kernel, tile_function
-from mlpkit.kernels.simd import choose
+from mlpkit.kernels.pointers import choose
 
 __all__ = ["forward_tile", "output_tile", "pullback_tile", "reads_argument", "slow_calls", "specialise"]
 

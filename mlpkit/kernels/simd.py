@@ -1,4 +1,4 @@
-"""The matrix micro-kernels, emitted as LLVM vectors, and the typed pointers that they work on.
+"""The matrix micro-kernels, emitted as LLVM vectors.
 
 A *panel* holds LANES examples of one layer, feature-major: unit j of example t lies at ``panel[j * LANES + t]``,
 so an example keeps its lane through the whole network and no layer size wastes one. Two matrix products are all that
@@ -27,6 +27,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from mlpkit.kernels.jit import kernel
+from mlpkit.kernels.pointers import shift
 
 __all__ = [
     "BITS",
@@ -35,14 +36,7 @@ __all__ = [
     "accumulate_sums",
     "affine",
     "affine_narrow",
-    "at",
-    "call_elementwise",
-    "call_output",
-    "choose",
-    "claim",
     "lanes",
-    "pointer",
-    "shift",
     "transpose",
 ]
 
@@ -84,89 +78,6 @@ _DEPTH = 128  # columns of W a pass: DEPTH x LANES numbers of x stay in the firs
 def lanes(dtype: Any) -> int:
     """Return how many examples of `dtype` ride in one panel."""
     return _SHAPE.vectors * BITS // (8 * np.dtype(dtype).itemsize)
-
-
-# Pointers ------------------------------------------------------------------------------------------------------
-
-
-@intrinsic
-def at(typingctx, array, index):
-    """Return the address of array[index] in a contiguous array, typed by its elements."""
-
-    def codegen(context, builder, signature, arguments):
-        data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
-        return builder.gep(data, [arguments[1]])
-
-    return types.CPointer(array.dtype)(array, types.intp), codegen
-
-
-@intrinsic
-def shift(typingctx, pointer, n):
-    """Return the address n elements further on."""
-    return pointer(pointer, types.intp), lambda context, builder, signature, arguments: builder.gep(
-        arguments[0], [arguments[1]]
-    )
-
-
-@intrinsic
-def pointer(typingctx, address, like):
-    """Return a number as an address, typed by the elements of the array `like`.
-
-    Arrays that Python code passes in come as numbers: Numba would compile anew for one that is read-only.
-    """
-
-    def codegen(context, builder, signature, arguments):
-        return builder.inttoptr(arguments[0], context.get_value_type(signature.return_type))
-
-    return types.CPointer(like.dtype)(types.intp, like), codegen
-
-
-@intrinsic
-def choose(typingctx, condition, a, b):
-    """Return a if condition else b, without a branch: both are computed, and loops around it stay vectorisable."""
-    return a(types.boolean, a, a), lambda context, builder, signature, arguments: builder.select(*arguments)
-
-
-@intrinsic
-def claim(typingctx, counter):
-    """Atomically take the next number from a counter (an int64 array): threads share work by it."""
-
-    def codegen(context, builder, signature, arguments):
-        data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
-        return builder.atomic_rmw("add", data, ir.Constant(_I64, 1), "monotonic")
-
-    return types.int64(counter), codegen
-
-
-def _caller(result, n_pointers, n_sizes):
-    """Make an intrinsic body that calls the C function at an address with pointers and sizes."""
-
-    def body(address, *arguments):
-        signature = result(types.intp, *arguments[:n_pointers], *([types.intp] * n_sizes))
-
-        def codegen(context, builder, signature, values):
-            function_type = ir.FunctionType(
-                context.get_value_type(result) if result != types.void else ir.VoidType(),
-                [value.type for value in values[1:]],
-            )
-            answer = builder.call(builder.inttoptr(values[0], function_type.as_pointer()), values[1:])
-            return context.get_dummy_value() if result == types.void else answer
-
-        return signature, codegen
-
-    return body
-
-
-@intrinsic
-def call_elementwise(typingctx, address, z, a, g, rows, panels):
-    """Call an activation's tile function: void(z, a, g, rows, panels)."""
-    return _caller(types.void, 3, 2)(address, z, a, g, rows, panels)
-
-
-@intrinsic
-def call_output(typingctx, address, z, a, y, delta, rows, panels):
-    """Call a loss's tile function: float64(z, a, y, delta, rows, panels)."""
-    return _caller(types.float64, 4, 2)(address, z, a, y, delta, rows, panels)
 
 
 # Emitting vectors ----------------------------------------------------------------------------------------------

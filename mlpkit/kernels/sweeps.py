@@ -1,4 +1,4 @@
-"""The sweeps over the data: forward for mean activations, forward and backward for the gradient, forward to predict.
+"""The sweeps over the data: forward for mean activations, forward and backward for the gradient.
 
 What the network is comes in as data, so one compile for each dtype serves every architecture: `plan` has a row for
 each dense layer, with sizes, places in theta and in memory, and the addresses of its tile functions.
@@ -36,22 +36,11 @@ import numpy as np
 from numba import prange
 
 from mlpkit.kernels.jit import REDUCTION, kernel
-from mlpkit.kernels.simd import (
-    VECTORS,
-    accumulate_outer,
-    accumulate_sums,
-    affine,
-    affine_narrow,
-    at,
-    call_elementwise,
-    call_output,
-    claim,
-    pointer,
-    shift,
-)
-from mlpkit.kernels.tiles import CHUNK, pack_panels, unpack_panels
+from mlpkit.kernels.pointers import at, call_elementwise, call_output, claim, shift
+from mlpkit.kernels.simd import accumulate_outer, accumulate_sums, affine
+from mlpkit.kernels.tiles import CHUNK
 
-__all__ = ["PLAN_COLUMNS", "forward_sweep", "gradient_by_pieces", "gradient_by_rows", "predict_few", "predict_sweep"]
+__all__ = ["PLAN_COLUMNS", "forward_strip", "forward_sweep", "gradient_by_pieces", "gradient_by_rows", "layer_place"]
 
 # Columns of the plan: sizes; places of W and b (-1: none) in theta; rows before a, z (the same where z is not kept) and
 # delta in their sections, and before the units in the sparsity vector; whether the layer is sparse; addresses of its
@@ -71,7 +60,7 @@ def _place(section, row, units, n_lanes):
 
 
 @kernel
-def _layer_place(network, layer, column, sections, n_lanes):
+def layer_place(network, layer, column, sections, n_lanes):
     """Return the address of a dense layer's a or z (as `column` says)."""
     plan, n_kept = network[0], network[1]
     kept, span, scratch = sections
@@ -80,15 +69,15 @@ def _layer_place(network, layer, column, sections, n_lanes):
 
 
 @kernel
-def _forward_strip(network, first, stop, x, sections, panels, n_lanes):
+def forward_strip(network, first, stop, x, sections, panels, n_lanes):
     """Equations (6) and (7) for one strip: dense layers first to stop - 1."""
     plan, theta, constants = network[0], network[2], network[3]
     ones, zeros = at(constants, 0), at(constants, constants.size // 2)
     for layer in range(first, stop):
         n_in, n_out = plan[layer, N_IN], plan[layer, N_OUT]
-        below = x if layer == 0 else _layer_place(network, layer - 1, A, sections, n_lanes)
-        z = _layer_place(network, layer, Z, sections, n_lanes)
-        a = _layer_place(network, layer, A, sections, n_lanes)
+        below = x if layer == 0 else layer_place(network, layer - 1, A, sections, n_lanes)
+        z = layer_place(network, layer, Z, sections, n_lanes)
+        a = layer_place(network, layer, A, sections, n_lanes)
         bias = at(theta, plan[layer, B]) if plan[layer, B] >= 0 else zeros
         affine(at(theta, plan[layer, W]), n_in, 1, n_out, n_in, bias, ones, 0, below, z, panels, n_lanes)
         call_elementwise(plan[layer, FORWARD], z, a, a, n_out, panels)
@@ -106,8 +95,8 @@ def _backward_strip(network, output, sparsity, y, weights, sections, panels, n_l
     top = plan.shape[0] - 1
     n_out = plan[top, N_OUT]
     delta = _place(span, plan[top, D], n_out, n_lanes)
-    z = _layer_place(network, top, Z, sections, n_lanes)
-    a = _layer_place(network, top, A, sections, n_lanes)
+    z = layer_place(network, top, Z, sections, n_lanes)
+    a = layer_place(network, top, A, sections, n_lanes)
     affine(ones, 0, 0, n_out, 0, ones, weights, n_lanes, y, delta, panels, n_lanes)  # delta = the weights
     loss = call_output(output, z, a, y, delta, n_out, panels)
     if plan[top, SPARSE] != 0:  # the sparsity term always meets f', also beside a fused loss delta
@@ -121,8 +110,8 @@ def _backward_strip(network, output, sparsity, y, weights, sections, panels, n_l
         below = _place(span, plan[layer - 1, D], n_in, n_lanes)
         transposed, term = at(theta, plan[layer, W]), at(sparsity, plan[layer - 1, U])
         affine(transposed, 1, n_in, n_in, n_out, term, weights, n_lanes, delta, below, panels, n_lanes)
-        z = _layer_place(network, layer - 1, Z, sections, n_lanes)
-        a = _layer_place(network, layer - 1, A, sections, n_lanes)
+        z = layer_place(network, layer - 1, Z, sections, n_lanes)
+        a = layer_place(network, layer - 1, A, sections, n_lanes)
         call_elementwise(plan[layer - 1, PULLBACK], z, a, below, n_in, panels)
         delta = below
     return loss
@@ -134,7 +123,7 @@ def _add_rows(network, layer, begin, end, x, sections, gradient, panels, n_lanes
     plan, constants = network[0], network[3]
     n_in, n_out = plan[layer, N_IN], plan[layer, N_OUT]
     delta = shift(_place(sections[1], plan[layer, D], n_out, n_lanes), begin * n_lanes)
-    below = x if layer == 0 else _layer_place(network, layer - 1, A, sections, n_lanes)
+    below = x if layer == 0 else layer_place(network, layer - 1, A, sections, n_lanes)
     W_rows = shift(gradient, plan[layer, W] + begin * n_in)
     rows, d_panel, x_panel = end - begin, n_out * n_lanes, n_in * n_lanes
     for p in range(0, panels, CHUNK):  # a few panels at a time stay in the first-level cache
@@ -171,10 +160,10 @@ def _forward_worker(network, tiling, piece_strips, memory, X, weights, sums, cou
             else:  # one span's memory, shared
                 section = (at(kept, 0), capacity, worker * strip)
             sections = (section, section, section)
-            _forward_strip(network, 0, n_kept, x, sections, panels, n_lanes)
+            forward_strip(network, 0, n_kept, x, sections, panels, n_lanes)
             for layer in range(n_kept):
                 if plan[layer, SPARSE] != 0:
-                    a = _layer_place(network, layer, A, sections, n_lanes)
+                    a = layer_place(network, layer, A, sections, n_lanes)
                     units = at(sums, piece * sums.shape[1] + plan[layer, U])
                     accumulate_sums(a, plan[layer, N_OUT], w, units, panels, n_lanes)
 
@@ -198,7 +187,7 @@ def _through(network, keep, output, sparsity, data, first, sections, panels, n_l
     x = at(X, first * plan[0, N_IN] * n_lanes)
     y = at(Y, first * plan[top, N_OUT] * n_lanes)
     w = at(weights, first * n_lanes)
-    _forward_strip(network, n_kept if keep else 0, top + 1, x, sections, panels, n_lanes)
+    forward_strip(network, n_kept if keep else 0, top + 1, x, sections, panels, n_lanes)
     return _backward_strip(network, output, sparsity, y, w, sections, panels, n_lanes)
 
 
@@ -364,83 +353,6 @@ def _decay_term(network, decay):
     return term
 
 
-# Prediction ----------------------------------------------------------------------------------------------------
-
-
-@kernel
-def _predict_worker(network, tiling, address, m, outputs, places, work, counter, worker):
-    """Take strips from the counter until none is left: pack, go forward, unpack the layers asked for."""
-    plan = network[0]
-    n_panels, strip, _, n_lanes = tiling
-    n, side = plan[0, N_IN], n_lanes // VECTORS
-    rows = pointer(address, network[2])
-    x = at(work, worker * work.shape[1])
-    sections = _predict_sections(network, x, strip, n_lanes)
-    while True:
-        first = claim(counter) * strip
-        if first >= n_panels:
-            break
-        panels = min(strip, n_panels - first)
-        begin = first * n_lanes
-        end = min(begin + panels * n_lanes, m)
-        pack_panels(rows, begin, end, n, x, panels, n_lanes, side)
-        _forward_strip(network, 0, plan.shape[0], x, sections, panels, n_lanes)
-        for layer in range(plan.shape[0]):
-            if places[layer] >= 0:
-                a, target = _layer_place(network, layer, A, sections, n_lanes), at(outputs, places[layer])
-                unpack_panels(a, panels, plan[layer, N_OUT], target, begin, end, n_lanes, side)
-
-
-def _predict_sweep(network, tiling, address, m, outputs, places, work, counter, n_workers):
-    """Write activations of the layers with places[layer] >= 0, row-major, into `outputs` from there on.
-
-    address: of m finite rows.
-    """
-    counter[0] = 0
-    for worker in prange(n_workers):
-        _predict_worker(network, tiling, address, m, outputs, places, work, counter, worker)
-
-
-@kernel
-def _predict_sections(network, x, strip, n_lanes):
-    """Return sections for hidden and output layers in working memory that begins with a strip's inputs."""
-    plan = network[0]
-    hidden = 0
-    for layer in range(plan.shape[0] - 1):
-        hidden += plan[layer, N_OUT]
-    span = (shift(x, strip * plan[0, N_IN] * n_lanes), strip, 0)
-    return span, span, (shift(x, strip * (plan[0, N_IN] + hidden) * n_lanes), strip, 0)
-
-
-def _predict_few(network, n_lanes, address, m, outputs, work):
-    """Write the outputs of no more rows than a register has lanes; or return False, if a number is not finite.
-
-    One register's lanes in place of a panel's, with the same operations on each, so with the same bits. Activations
-    run over flat memory and only need to be told as many numbers; those that couple units need whole panels.
-    """
-    plan, theta, constants = network[0], network[2], network[3]
-    ones, zeros = at(constants, 0), at(constants, constants.size // 2)
-    n, side = plan[0, N_IN], n_lanes // VECTORS
-    x = at(work, 0)
-    pack_panels(pointer(address, theta), 0, m, n, x, 1, side, side)
-    total = x[0] * 0
-    for i in range(n * side):
-        total += x[i] * 0  # stays 0, or becomes NaN at infinity and NaN
-    if total != 0:
-        return False
-    sections = _predict_sections(network, x, 1, side)
-    below = x
-    for layer in range(plan.shape[0]):
-        n_in, n_out = plan[layer, N_IN], plan[layer, N_OUT]
-        a = _layer_place(network, layer, A, sections, side)
-        bias = at(theta, plan[layer, B]) if plan[layer, B] >= 0 else zeros
-        affine_narrow(at(theta, plan[layer, W]), n_in, 1, n_out, n_in, bias, ones, 0, below, a, 1, side)
-        call_elementwise(plan[layer, FORWARD], a, a, a, (n_out + VECTORS - 1) // VECTORS, 1)
-        below = a
-    unpack_panels(below, 1, plan[plan.shape[0] - 1, N_OUT], at(outputs, 0), 0, m, side, side)
-    return True
-
-
 # Each sweep as (on several threads, on one).
 forward_sweep = (kernel(_forward_sweep, parallel=True, cached=True), kernel(_forward_sweep, cached=True))
 gradient_by_pieces = (
@@ -448,5 +360,3 @@ gradient_by_pieces = (
     kernel(_gradient_by_pieces, cached=True),
 )
 gradient_by_rows = (kernel(_gradient_by_rows, parallel=True, cached=True), kernel(_gradient_by_rows, cached=True))
-predict_few = kernel(_predict_few, cached=True)
-predict_sweep = (kernel(_predict_sweep, parallel=True, cached=True), kernel(_predict_sweep, cached=True))

@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 
 from mlpkit.kernels import simd
 from mlpkit.kernels.jit import get_num_threads, kernel, launch
-from mlpkit.kernels.simd import VECTORS, at, pointer, shift, transpose
+from mlpkit.kernels.pointers import at, pointer, shift
+from mlpkit.kernels.simd import VECTORS, transpose
 
 __all__ = ["CHUNK", "Cut", "aligned_empty", "cut", "empty_panels", "pack", "pack_panels", "unpack_panels"]
 
