@@ -167,6 +167,7 @@ def cut(n_examples: int, dtype: Any, live_rows: int, span_rows: int, n_parameter
         # Copies of the gradient cost time to clear and to add up, little where each has seen a lot of data.
         most = _MOST_PIECES if n_panels >= 4 * strip * _MOST_PIECES else _MOST_PIECES // 2
         most = max(_MOST_PIECES // 4, min(most, _PIECES_BYTES // (n_parameters * itemsize)))
+    strip, span = min(strip, n_panels), min(span, n_panels)
     n_strips = -(-n_panels // strip)
     piece_strips = -(-n_strips // most)
     return Cut(by_rows, n_panels, strip, span, piece_strips, -(-n_strips // piece_strips))
