@@ -4,15 +4,14 @@
 #   make test    lint, type check, tests, doctests and examples: what CI runs
 #   make lint    the first two only
 #   make soak    the tests that take minutes: every float32 there is, say
-#   make bench   the CS294A exercise against NumPy and SciPy, end to end
+#   make bench   evaluations, predictions and the CS294A exercise beside other libraries; start, threads, memory, growth
 #   make lowest  the tests against the lowest versions that pyproject.toml admits (tests/lowest.txt)
-#   make clean   remove what the other targets wrote, except .venv and .venv-lowest
+#   make clean   remove what the other targets wrote, except .venv, .venv-lowest and .venv-bench
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO_ARGS ?=
-BENCH_ARGS ?=
 PYTEST_ARGS ?=
 
 .PHONY: demo test lint soak bench lowest clean
@@ -33,8 +32,18 @@ lint: $(VENV)/.dev-installed
 soak: $(VENV)/.dev-installed
 	$(BIN)/python -m pytest -m soak $(PYTEST_ARGS)
 
-bench: $(VENV)/.demo-installed
-	$(BIN)/python benchmarks/cs294a_exercise.py $(BENCH_ARGS)
+# Each of the three can be run by itself, with options: $(VENV)-bench/bin/python benchmarks/NAME.py --help
+bench: $(VENV)-bench/.installed
+	$(VENV)-bench/bin/python benchmarks/evaluations.py
+	$(VENV)-bench/bin/python benchmarks/cs294a_exercise.py
+	$(VENV)-bench/bin/python benchmarks/limits.py
+
+# The libraries that mlpkit is compared with stay out of the environment that the tests run in.
+$(VENV)-bench/.installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)-bench
+	$(VENV)-bench/bin/python -m pip install --quiet --upgrade "pip>=25.1"
+	$(VENV)-bench/bin/python -m pip install --quiet --editable ".[images]" --group bench
+	touch $@
 
 # Lowest versions share neither the environment nor the kernel cache with the rest.
 lowest:
@@ -45,7 +54,7 @@ lowest:
 
 clean:
 	rm -rf build dist mlpkit-demo benchmarks/results .hypothesis .mypy_cache .pytest_cache .ruff_cache
-	find . \( -path ./$(VENV) -o -path ./$(VENV)-lowest \) -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
+	find . \( -path ./$(VENV) -o -path ./$(VENV)-lowest -o -path ./$(VENV)-bench \) -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

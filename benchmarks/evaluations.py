@@ -32,11 +32,13 @@ TOLERANCE = {"float64": 1e-9, "float32": 1e-3}
 
 
 class Worker:
-    """A contender's process."""
+    """A contender's process; `libraries` are used in it before each timing."""
 
-    def __init__(self, contender: str, job: str, dtype: str, setting: dict[str, str]) -> None:
+    def __init__(
+        self, contender: str, job: str, dtype: str, setting: dict[str, str], libraries: tuple[str, ...] = ()
+    ) -> None:
         self.contender, self.setting, self.samples = contender, setting, list[float]()
-        command = [sys.executable, str(HERE / "worker.py"), contender, job, dtype]
+        command = [sys.executable, str(HERE / "worker.py"), contender, job, dtype, *libraries]
         self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - lives as long as the process
         self.process = subprocess.Popen(
             command,

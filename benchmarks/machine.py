@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 import os
 import platform
@@ -11,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-__all__ = ["THREAD_VARIABLES", "default_environment", "describe", "gemm_peak"]
+__all__ = ["THREAD_VARIABLES", "default_environment", "describe", "gemm_peak", "use"]
 
 THREAD_VARIABLES = ("OMP_", "OPENBLAS_", "MKL_", "BLIS_", "GOTO_", "NUMBA_", "KMP_", "VECLIB_")
 _PACKAGES = (
@@ -41,6 +42,13 @@ print(2 * n**3 / statistics.median(times))
 def default_environment() -> dict[str, str]:
     """Return this environment without any variable that sets a number of threads: what a user has who sets nothing."""
     return {k: v for k, v in os.environ.items() if not k.startswith(THREAD_VARIABLES)}
+
+
+def use(library: str) -> None:
+    """Multiply large matrices with ``"numpy"`` or ``"torch"`` in this process, so that its threads exist and spin."""
+    module = importlib.import_module(library)
+    matrix = module.ones((1024, 1024), dtype=module.float64)
+    matrix @ matrix
 
 
 def gemm_peak(dtype: str) -> float:
