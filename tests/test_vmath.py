@@ -26,6 +26,16 @@ LIMIT64 = 2.0 if LONG_DOUBLE_IS_LONGER else 3.0
 LIMIT32 = 2.0
 LIMIT_NUMPY = 4.0  # what NumPy promises of its own vector functions
 
+# Where random search has found each function at its worst, and the worst number in float64.
+WORST = {
+    "exp": (-4.6, -4.4, -4.487895706056088),
+    "expit": (-1.15, -1.09, -1.1456855958200427),
+    "log1p": (-0.31, -0.28, -0.29945896038611897),
+    "tanh": (0.5185, 0.5215, 0.519827798525622),
+}
+BEYOND = pytest.mark.xfail(reason="tanh in float64 is 2.04 ulp off at its worst")
+WORST_CASES = [pytest.param(name, marks=BEYOND if name == "tanh" else ()) for name in NAMES]
+
 
 def exact(name, x):
     """Return the function of x in long double."""
@@ -215,12 +225,21 @@ def test_float32_is_within_two_ulp_on_every_bit_pattern(name, capsys):
     assert worst <= LIMIT32, where
 
 
+@pytest.mark.parametrize("name", WORST_CASES)
+def test_float64_is_within_two_ulp_where_it_is_worst(name):
+    x = np.nextafter(WORST[name][2], [-np.inf, np.inf])
+    x = np.concatenate([x, [WORST[name][2]]])
+    assert errors_in_ulp(COMPILED[name](x), exact(name, x)).max() <= LIMIT64
+
+
 @pytest.mark.soak
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", WORST_CASES)
 def test_float64_is_within_two_ulp_on_many_points(name, capsys):
     worst, where = 0.0, 0.0
+    low, high, _ = WORST[name]
     for seed in range(100):
-        x = points(np.float64, 80_000, seed)
+        close = np.random.default_rng(seed).uniform(low, high, 1_000_000)
+        x = np.concatenate([points(np.float64, 80_000, seed), close])
         errors = errors_in_ulp(COMPILED[name](x), exact(name, x))
         i = errors.argmax()
         worst, where = max((worst, where), (errors[i], x[i]))
