@@ -32,6 +32,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from cs294a_exercise import make_data, run_once
 from evaluations import Worker
 from machine import default_environment, describe
@@ -184,16 +185,35 @@ def scaling() -> Iterator[Row]:
         "depth": [{"sizes": [64] * (depth + 2), "m": 10_000, "beta": 0.0} for depth in (1, 2, 4, 8)],
         "examples": [{"sizes": [64, 25, 64], "m": m, "beta": 3.0} for m in (100, 300, 1_000, 3_000, 10_000, 100_000)],
     }
+    rows: list[Row] = []
     for name, points in curves.items():
         measured = {dtype: probe("curve", points=points, dtype=dtype, rounds=7) for dtype in DTYPES}
         for i, point in enumerate(points):
-            sizes = point["sizes"]
+            sizes, m = point["sizes"], point["m"]
             network = "-".join(map(str, sizes)) if len(sizes) == 3 else f"64 to 64 over {len(sizes) - 2} x 64"
-            row = {"against": name, "network": network, "m": point["m"]}
+            row = {"against": name, "network": network, "m": m, "units": sum(sizes[1:])}
             for dtype, found in measured.items():
-                row[f"us an example, {dtype}"] = 1e6 * found[i]["seconds"] / point["m"]
+                row[f"us an example, {dtype}"] = 1e6 * found[i]["seconds"] / m
                 row[f"GFLOP/s, {dtype}"] = 1e-9 * found[i]["flops"] / found[i]["seconds"]
-            yield row
+            rows.append(row)
+    fits = [{"against": "fit", "network": f"us {what}"} for what in ("an operation", "a unit and example", "a call")]
+    for dtype in DTYPES:
+        for fit, value in zip(fits, _fit(rows, dtype), strict=True):
+            fit[f"us an example, {dtype}"] = value
+        fits[0][f"GFLOP/s, {dtype}"] = 1e-3 / fits[0][f"us an example, {dtype}"]
+    yield from rows + fits
+
+
+def _fit(rows: list[Row], dtype: str) -> list[float]:
+    """Fit us = a operations + b units m + c by relative least squares; note each row's ratio of fit to measured."""
+    m = np.array([row["m"] for row in rows], float)
+    us = m * [row[f"us an example, {dtype}"] for row in rows]
+    operations = 1e3 * us * [row[f"GFLOP/s, {dtype}"] for row in rows]
+    terms = np.stack([operations, m * [row["units"] for row in rows], np.ones(len(rows))], axis=1) / us[:, np.newaxis]
+    found = np.linalg.lstsq(terms, np.ones(len(rows)))[0]
+    for row, ratio in zip(rows, terms @ found, strict=True):
+        row[f"fit / measured, {dtype}"] = ratio
+    return found.tolist()
 
 
 def _circumstances() -> list[tuple[dict[str, str], tuple[str, ...]]]:
@@ -237,6 +257,16 @@ def _cell(value: Any) -> str:
     return str(value)
 
 
+def _seconds_of_others() -> float:
+    """Return the processor time of all that runs beside this program, from some start; 0 where Linux is silent."""
+    stat = Path("/proc/stat")
+    if not stat.exists():
+        return 0.0
+    user, nice, system, _, _, irq, softirq, steal = map(int, stat.read_text().split()[1:9])
+    busy = (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
+    return busy - sum(os.times()[:4])
+
+
 def main() -> None:
     """Run the sections, print each as it is done and write all as JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -248,10 +278,12 @@ def main() -> None:
     report = json.loads(arguments.json.read_text()) if arguments.json.exists() else {}
     missed = []
     for name in arguments.only:
-        began = time.perf_counter()
+        began, elsewhere = time.perf_counter(), _seconds_of_others()
         rows = list(SECTIONS[name]())
-        print(f"\n{name}, {time.perf_counter() - began:.0f} s\n\n{table(rows)}", flush=True)
-        report[name] = {"date": time.strftime("%Y-%m-%d"), "machine": machine, "rows": rows}
+        taken = time.perf_counter() - began
+        others = (_seconds_of_others() - elsewhere) / taken / (os.cpu_count() or 1)
+        print(f"\n{name}, {taken:.0f} s, {others:.0%} of the processors taken by others\n\n{table(rows)}", flush=True)
+        report[name] = {"date": time.strftime("%Y-%m-%d"), "machine": machine, "others": others, "rows": rows}
         missed += [row for row in rows if not row.get("met", True)]
         arguments.json.parent.mkdir(parents=True, exist_ok=True)
         arguments.json.write_text(json.dumps(report, indent=1) + "\n")

@@ -148,7 +148,7 @@ def memory(
     def net(n: int, hidden: int) -> mlpkit.MLP:
         return mlpkit.sparse_autoencoder(n, hidden, dtype=dtype, seed=0)
 
-    for n, hidden in ((8, 4), (300, 100)):  # both ways of adding up the gradient: kernels loaded, threads started
+    for n, hidden in ((8, 4), (400, 200)):  # both ways of adding up the gradient: kernels loaded, threads started
         few = np.full((300, n), 0.5, dtype)
         weights = np.ones(300)
         weights[:10] = 0
