@@ -66,10 +66,10 @@ class _Shape(NamedTuple):
     outer_columns: int
 
 
-# With 32 registers (AVX-512, and NEON at 128 bits) 24 accumulators; with the 16 of AVX2, 12. x86 without AVX2 spills,
-# and is right all the same.
+# With 32 registers (AVX-512, and NEON at 128 bits) 24 accumulators; with the 16 of AVX2, 12. NEON's loads of pairs want
+# more registers for the dot product, which gets 16. x86 without AVX2 spills, and is right all the same.
 BITS = _vector_bits()
-_SHAPE = _Shape(2, 6, 3, 4) if BITS == 256 else _Shape(4, 6, 3, 8)
+_SHAPE = _Shape(2, 6, 3, 4) if BITS == 256 else _Shape(4, 6, 2 if BITS == 128 else 3, 8)
 VECTORS = _SHAPE.vectors
 _AFFINE_ROWS, _OUTER_ROWS, _OUTER_COLUMNS = _SHAPE.affine_rows, _SHAPE.outer_rows, _SHAPE.outer_columns
 _DEPTH = 128  # columns of W a pass: DEPTH x LANES numbers of x stay in the first-level cache
