@@ -145,7 +145,7 @@ def _tanh64(x):
     c = (0.5 - s) - s * q
     low = ((0.5 - s) - c) - s * q
     h = c / ((0.5 + s) + s * q)
-    t = c + (c * h + low)
+    t = c + (c * h + (low * h + low))
     return -t if x < 0.0 else t
 
 
