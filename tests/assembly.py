@@ -55,7 +55,7 @@ def compile_for(machine, triple, text):
 
 def innermost_loops(assembly):
     """Return the loops without a label inside, each a list of instructions."""
-    lines = [re.split("//|#", line)[0].strip() for line in assembly.splitlines()]
+    lines = [re.split("//|# ", line)[0].strip() for line in assembly.splitlines()]
     labels = {line[:-1]: i for i, line in enumerate(lines) if re.fullmatch(r"\.LBB\w+:", line)}
     loops = []
     for i, line in enumerate(lines):
