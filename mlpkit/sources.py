@@ -19,7 +19,7 @@ from mlpkit.kernels.tiles import empty_panels, pack
 
 __all__ = ["Labels", "Rows", "pack_rows", "same_rows"]
 
-_BLOCK_BYTES = 2 << 20
+_BLOCK_BYTES = 1 << 20
 
 
 class Rows:
