@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mlpkit.checks import check_integer
+from mlpkit.activations import Activation
+from mlpkit.checks import check_flag, check_integer
 from mlpkit.errors import InvalidArgumentError
 from mlpkit.layers import Dense, Input
 from mlpkit.mlp import MLP, check_network
@@ -30,6 +31,9 @@ def sparse_autoencoder(
     weight_decay: float = 1e-4,
     seed: int | np.random.Generator | None = 0,
     dtype: str = "float64",
+    *,
+    decoder: str | Activation = "sigmoid",
+    tied: bool = False,
 ) -> MLP:
     """Return the sparse autoencoder of the CS294A exercise: sigmoid units, one sparse hidden layer.
 
@@ -52,12 +56,16 @@ def sparse_autoencoder(
         Where the starting weights are drawn from.
     dtype : {"float64", "float32"}
         The type of theta.
+    decoder : str or Activation
+        The output units: ``"sigmoid"``, or ``"identity"`` for a linear decoder, whose targets need not lie in [0, 1].
+    tied : bool
+        Whether W^(2) is the transpose of W^(1): theta is then [W^(1), b^(1), b^(2)], and weight decay counts W once.
 
     Returns
     -------
     MLP
         With layers ``Input(n_inputs)``, a sparse ``Dense(n_hidden, "sigmoid")`` and
-        ``Dense(n_inputs, "sigmoid")``.
+        ``Dense(n_inputs, decoder)``.
 
     Raises
     ------
@@ -78,7 +86,7 @@ def sparse_autoencoder(
                 "sigmoid",
                 sparsity=KLSparsity(rho=rho, beta=beta),
             ),
-            Dense(n_inputs, "sigmoid"),
+            Dense(n_inputs, decoder, tied_to=1 if check_flag(tied, "tied") else None),
         ],
         loss="squared_error",
         weight_decay=weight_decay,

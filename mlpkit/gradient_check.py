@@ -313,7 +313,7 @@ def check_gradient(
     check_network(net)
     blocks: dict[str, slice] = {}
     for number, block in enumerate(parameter_blocks(net.layers), start=1):
-        blocks[f"W^({number})"] = slice(block.W, block.b)
+        blocks[f"W^({number})"] = block.own_weights
         blocks[f"b^({number})"] = slice(block.b, block.end)
     theta = net.theta.astype(np.float64)
     with blas_limited():

@@ -1,7 +1,8 @@
 """Layers as small immutable records, their initialisers, and where each layer's parameters lie in theta.
 
 A network is a list of these records: `Input` first, then `Dense` layers. They hold no numbers to train;
-those live in the network's one vector theta = [W^(1) row-major, b^(1), W^(2), b^(2), ...].
+those live in the network's one vector theta = [W^(1) row-major, b^(1), W^(2), b^(2), ...]. A layer whose weights are
+tied to an earlier layer's has no W of its own there: it uses the transpose of the other's.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ __all__ = [
     "Dense",
     "Input",
     "ParameterBlock",
+    "check_ties",
     "draw_parameters",
     "layer_config",
     "layer_from_config",
@@ -68,6 +70,10 @@ class Dense:
         at 0 except for ``"notes"``. None takes the activation's default.
     bias : bool
         False leaves b out: theta then has no entries for it.
+    tied_to : int, optional
+        l, counted as the notes count: this layer's W is the transpose of W^(l), which must be an earlier layer's own
+        and of the matching shape. theta has no entries for it, and weight decay and `init`, which then cannot be given
+        here, are W^(l)'s.
 
     Raises
     ------
@@ -86,6 +92,7 @@ class Dense:
     weight_decay: float | None
     init: str | float | None
     bias: bool
+    tied_to: int | None
 
     def __init__(
         self,
@@ -96,6 +103,7 @@ class Dense:
         weight_decay: float | None = None,
         init: str | float | None = None,
         bias: bool = True,
+        tied_to: int | None = None,
     ) -> None:
         f = activations.get(activation)
         if sparsity is not None:
@@ -112,6 +120,14 @@ class Dense:
             check_choice(init, "init", INITIALIZERS)
         elif init is not None:
             init = check_number(init, "init")
+        if tied_to is not None:
+            tied_to = check_integer(tied_to, "tied_to", low=1)
+            for name, given in (("weight_decay", weight_decay), ("init", init)):
+                if given is not None:
+                    raise InvalidArgumentError(
+                        f"{name} must be None for a layer with tied_to, whose weights are those of W^({tied_to}); "
+                        f"found {given!r}"
+                    )
         fields = {
             "units": check_integer(units, "Dense units", low=1),
             "activation": f,
@@ -119,6 +135,7 @@ class Dense:
             "weight_decay": weight_decay,
             "init": init,
             "bias": check_flag(bias, "bias"),
+            "tied_to": tied_to,
         }
         for name, value in fields.items():
             object.__setattr__(self, name, value)
@@ -130,6 +147,7 @@ class Dense:
             ("weight_decay", None),
             ("init", None),
             ("bias", True),
+            ("tied_to", None),
         ):
             value = getattr(self, name)
             if value != default:
@@ -138,13 +156,33 @@ class Dense:
 
 
 class ParameterBlock(NamedTuple):
-    """Where one layer's W and b lie in theta: W is ``theta[W:b]`` in rows of `n_in`, b is ``theta[b:end]``."""
+    """Where one layer's W and b lie in theta.
+
+    b is ``theta[b:end]``. W begins at ``theta[W]``, in rows of `n_in`; that of a layer tied to another lies at the
+    `owner`'s place, in columns of `n_out`.
+    """
 
     n_out: int
     n_in: int
     W: int
     b: int
     end: int
+    owner: int | None = None  # the index, among dense layers, of the layer that W is the transpose of
+
+    @property
+    def strides(self) -> tuple[int, int]:
+        """How far W[j, k] is from W[j - 1, k] and from W[j, k - 1]."""
+        return (self.n_in, 1) if self.owner is None else (1, self.n_out)
+
+    @property
+    def own_weights(self) -> slice:
+        """Where theta holds weights of this layer and of no earlier one: nowhere for a tied layer."""
+        return slice(self.W if self.owner is None else self.b, self.b)
+
+    def weights(self, theta: NDArray[Any]) -> NDArray[Any]:
+        """Return W of shape (n_out, n_in) as a view of theta."""
+        flat = theta[self.W : self.W + self.n_out * self.n_in]
+        return flat.reshape(self.n_out, self.n_in) if self.owner is None else flat.reshape(self.n_in, self.n_out).T
 
 
 def parameter_blocks(layers: Sequence[Input | Dense]) -> list[ParameterBlock]:
@@ -153,16 +191,50 @@ def parameter_blocks(layers: Sequence[Input | Dense]) -> list[ParameterBlock]:
     Examples
     --------
     >>> parameter_blocks([Input(3), Dense(2, "sigmoid")])
-    [ParameterBlock(n_out=2, n_in=3, W=0, b=6, end=8)]
+    [ParameterBlock(n_out=2, n_in=3, W=0, b=6, end=8, owner=None)]
     """
-    blocks = []
+    blocks: list[ParameterBlock] = []
     start = 0
     for below, layer in pairwise(layers):
-        b = start + layer.units * below.units
-        end = b + (layer.units if isinstance(layer, Dense) and layer.bias else 0)
-        blocks.append(ParameterBlock(layer.units, below.units, start, b, end))
+        assert isinstance(layer, Dense)
+        owner = None if layer.tied_to is None else layer.tied_to - 1
+        b = start + (layer.units * below.units if owner is None else 0)
+        end = b + (layer.units if layer.bias else 0)
+        W = start if owner is None else blocks[owner].W
+        blocks.append(ParameterBlock(layer.units, below.units, W, b, end, owner))
         start = end
     return blocks
+
+
+def check_ties(layers: Sequence[Input | Dense]) -> None:
+    """Refuse a layer that is tied to one that is not before it, is tied itself, or has another shape.
+
+    Examples
+    --------
+    >>> check_ties([Input(3), Dense(2, "sigmoid"), Dense(3, "sigmoid", tied_to=1)])
+    """
+    for i, layer in enumerate(layers):
+        if not isinstance(layer, Dense) or layer.tied_to is None:
+            continue
+        name, number = f"tied_to of layers[{i}]", layer.tied_to
+        if number >= i:
+            raise InvalidArgumentError(
+                f"{name} must be the number of an earlier layer's W, of which there {'is' if i == 2 else 'are'} "
+                f"{i - 1}; found {number}"
+            )
+        owner = layers[number]
+        assert isinstance(owner, Dense)
+        if owner.tied_to is not None:
+            raise InvalidArgumentError(
+                f"{name} must be the number of a layer that is not tied itself; found {number}, which is tied to "
+                f"{owner.tied_to}"
+            )
+        wanted, found = (layers[number - 1].units, owner.units), (layer.units, layers[i - 1].units)
+        if wanted != found:
+            raise InvalidArgumentError(
+                f"{name} must be the number of a W whose transpose has the shape of this layer's, {found}; found "
+                f"{number}, for which it is {wanted}"
+            )
 
 
 def draw_parameters(layers: Sequence[Input | Dense], generator: np.random.Generator) -> NDArray[np.float64]:
@@ -178,8 +250,9 @@ def draw_parameters(layers: Sequence[Input | Dense], generator: np.random.Genera
     for layer, block in zip(layers[1:], blocks, strict=True):
         assert isinstance(layer, Dense)
         rule = layer.activation.default_init if layer.init is None else layer.init
-        W, b = theta[block.W : block.b], theta[block.b : block.end]
-        W[:] = _draw_weights(rule, block, generator)
+        b = theta[block.b : block.end]
+        if block.owner is None:
+            theta[block.own_weights] = _draw_weights(rule, block, generator)
         if rule == "notes":
             b[:] = generator.normal(0.0, 0.01, b.size)
     return theta
@@ -205,11 +278,11 @@ def _draw_weights(
 
 
 def layer_config(layer: Input | Dense) -> dict[str, Any]:
-    """Return a layer as plain values that JSON can hold."""
+    """Return a layer as plain values that JSON can hold; what was added later is left out where it is not used."""
     if isinstance(layer, Input):
         return {"type": "Input", "units": layer.units}
     sparsity = layer.sparsity
-    return {
+    entry = {
         "type": "Dense",
         "units": layer.units,
         "activation": layer.activation.name,
@@ -218,6 +291,9 @@ def layer_config(layer: Input | Dense) -> dict[str, Any]:
         "init": layer.init,
         "bias": layer.bias,
     }
+    if layer.tied_to is not None:
+        entry["tied_to"] = layer.tied_to
+    return entry
 
 
 def layer_from_config(entry: dict[str, Any]) -> Input | Dense:
@@ -236,4 +312,5 @@ def layer_from_config(entry: dict[str, Any]) -> Input | Dense:
         weight_decay=entry["weight_decay"],
         init=entry["init"],
         bias=entry["bias"],
+        tied_to=entry.get("tied_to"),
     )

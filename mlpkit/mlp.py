@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from mlpkit import losses
 from mlpkit.checks import check_choice, check_fits, check_integer, check_matrix, check_number, check_out, check_vector
 from mlpkit.errors import InvalidArgumentError
-from mlpkit.layers import Dense, Input, draw_parameters, layer_config, layer_from_config, parameter_blocks
+from mlpkit.layers import Dense, Input, check_ties, draw_parameters, layer_config, layer_from_config, parameter_blocks
 from mlpkit.losses import Loss
 from mlpkit.prediction import Predictor
 
@@ -127,7 +127,10 @@ class MLP:
 
     @property
     def theta(self) -> NDArray[Any]:
-        """All parameters as one live vector: W^(1) row-major, b^(1), W^(2), b^(2), ...; assigning copies in."""
+        """All parameters as one live vector: W^(1) row-major, b^(1), W^(2), b^(2), ...; assigning copies in.
+
+        A tied layer has no W in it.
+        """
         return self._theta
 
     @theta.setter
@@ -136,10 +139,8 @@ class MLP:
 
     @property
     def weights(self) -> list[NDArray[Any]]:
-        """W^(1), W^(2), ... as live views of theta, W^(l) of shape (s_{l+1}, s_l)."""
-        return [
-            self._theta[block.W : block.b].reshape(block.n_out, block.n_in) for block in parameter_blocks(self._layers)
-        ]
+        """W^(1), W^(2), ... as live views of theta, W^(l) of shape (s_{l+1}, s_l); a tied one is a transposed view."""
+        return [block.weights(self._theta) for block in parameter_blocks(self._layers)]
 
     @property
     def biases(self) -> list[NDArray[Any]]:
@@ -148,9 +149,9 @@ class MLP:
 
     @property
     def decays(self) -> list[float]:
-        """Lambda of each dense layer."""
+        """Lambda of each dense layer; 0 for a tied one, whose W is counted once, where it is owned."""
         return [
-            self._weight_decay if layer.weight_decay is None else layer.weight_decay
+            0.0 if layer.tied_to else self._weight_decay if layer.weight_decay is None else layer.weight_decay
             for layer in self._layers
             if isinstance(layer, Dense)
         ]
@@ -378,6 +379,7 @@ def _check_layers(layers: Any) -> tuple[Input | Dense, ...]:
         expected = Input if i == 0 else Dense
         if not isinstance(layer, expected):
             raise InvalidArgumentError(f"layers[{i}] must be {expected.__name__}; found {layer!r}")
+    check_ties(layers)
     return tuple(layers)
 
 

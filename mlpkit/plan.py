@@ -123,6 +123,11 @@ class Plan:
         start = sum(below.units for below in self.dense[:layer])
         return slice(start, start + self.dense[layer].units)
 
+    def _owner(self, layer: int) -> int:
+        """Return the index of the dense layer whose place in theta holds this one's W."""
+        owner = self.blocks[layer].owner
+        return layer if owner is None else owner
+
     def constants(self) -> NDArray[Any]:
         """Return ones, then zeros, each as long as the widest layer and one panel at least."""
         values = aligned_empty(2 * self._widest, self.dtype)
@@ -141,6 +146,9 @@ class Plan:
             row = table[i]
             row[sweeps.N_IN], row[sweeps.N_OUT] = block.n_in, block.n_out
             row[sweeps.W] = block.W
+            row[sweeps.ROW], row[sweeps.COLUMN] = block.strides
+            row[sweeps.TIED] = block.owner is not None
+            row[sweeps.NEXT] = next((j for j in range(i + 1, len(self.blocks)) if self._owner(j) == self._owner(i)), -1)
             row[sweeps.B] = block.b if layer.bias else -1
             row[sweeps.A] = row[sweeps.Z] = place
             place += layer.units

@@ -10,7 +10,7 @@ from numba import prange
 from mlpkit.kernels.jit import kernel
 from mlpkit.kernels.pointers import at, call_elementwise, claim, pointer, shift
 from mlpkit.kernels.simd import VECTORS, affine_narrow
-from mlpkit.kernels.sweeps import FORWARD, N_IN, N_OUT, A, B, W, forward_strip, layer_place
+from mlpkit.kernels.sweeps import COLUMN, FORWARD, N_IN, N_OUT, ROW, A, B, W, forward_strip, layer_place
 from mlpkit.kernels.tiles import pack_panels, unpack_panels
 
 __all__ = ["predict_few", "predict_sweep"]
@@ -83,7 +83,8 @@ def _predict_few(network, n_lanes, address, m, outputs, work):
         n_in, n_out = plan[layer, N_IN], plan[layer, N_OUT]
         a = layer_place(network, layer, A, sections, side)
         bias = at(theta, plan[layer, B]) if plan[layer, B] >= 0 else zeros
-        affine_narrow(at(theta, plan[layer, W]), n_in, 1, n_out, n_in, bias, ones, 0, below, a, 1, side)
+        row, column = plan[layer, ROW], plan[layer, COLUMN]
+        affine_narrow(at(theta, plan[layer, W]), row, column, n_out, n_in, bias, ones, 0, below, a, 1, side)
         call_elementwise(plan[layer, FORWARD], a, a, a, (n_out + VECTORS - 1) // VECTORS, 1)
         below = a
     unpack_panels(below, 1, plan[plan.shape[0] - 1, N_OUT], at(outputs, 0), 0, m, side, side)

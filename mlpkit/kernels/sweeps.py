@@ -42,11 +42,12 @@ from mlpkit.kernels.tiles import CHUNK
 
 __all__ = ["PLAN_COLUMNS", "forward_strip", "forward_sweep", "gradient_by_pieces", "gradient_by_rows", "layer_place"]
 
-# Columns of the plan: sizes; places of W and b (-1: none) in theta; rows before a, z (the same where z is not kept) and
-# delta in their sections, and before the units in the sparsity vector; whether the layer is sparse; addresses of its
-# tile functions.
-N_IN, N_OUT, W, B, A, Z, D, U, SPARSE, FORWARD, PULLBACK = range(11)
-PLAN_COLUMNS = 11
+# Columns of the plan: sizes; places of W and b (-1: none) in theta, and how far W[j, k] is from W[j - 1, k] and
+# W[j, k - 1]; whether W is that of an earlier layer, transposed, and the next layer that shares it (-1: none); rows
+# before a, z (the same where z is not kept) and delta in their sections, and before the units in the sparsity vector;
+# whether the layer is sparse; addresses of its tile functions.
+N_IN, N_OUT, W, B, ROW, COLUMN, TIED, NEXT, A, Z, D, U, SPARSE, FORWARD, PULLBACK = range(15)
+PLAN_COLUMNS = 15
 
 
 # One strip -----------------------------------------------------------------------------------------------------
@@ -79,7 +80,8 @@ def forward_strip(network, first, stop, x, sections, panels, n_lanes):
         z = layer_place(network, layer, Z, sections, n_lanes)
         a = layer_place(network, layer, A, sections, n_lanes)
         bias = at(theta, plan[layer, B]) if plan[layer, B] >= 0 else zeros
-        affine(at(theta, plan[layer, W]), n_in, 1, n_out, n_in, bias, ones, 0, below, z, panels, n_lanes)
+        row, column = plan[layer, ROW], plan[layer, COLUMN]
+        affine(at(theta, plan[layer, W]), row, column, n_out, n_in, bias, ones, 0, below, z, panels, n_lanes)
         call_elementwise(plan[layer, FORWARD], z, a, a, n_out, panels)
 
 
@@ -108,8 +110,9 @@ def _backward_strip(network, output, sparsity, y, weights, sections, panels, n_l
     for layer in range(top, 0, -1):
         n_in, n_out = plan[layer, N_IN], plan[layer, N_OUT]
         below = _place(span, plan[layer - 1, D], n_in, n_lanes)
-        transposed, term = at(theta, plan[layer, W]), at(sparsity, plan[layer - 1, U])
-        affine(transposed, 1, n_in, n_in, n_out, term, weights, n_lanes, delta, below, panels, n_lanes)
+        term, row, column = at(sparsity, plan[layer - 1, U]), plan[layer, ROW], plan[layer, COLUMN]
+        transposed = at(theta, plan[layer, W])
+        affine(transposed, column, row, n_in, n_out, term, weights, n_lanes, delta, below, panels, n_lanes)
         z = layer_place(network, layer - 1, Z, sections, n_lanes)
         a = layer_place(network, layer - 1, A, sections, n_lanes)
         call_elementwise(plan[layer - 1, PULLBACK], z, a, below, n_in, panels)
@@ -119,20 +122,37 @@ def _backward_strip(network, output, sparsity, y, weights, sections, panels, n_l
 
 @kernel
 def _add_rows(network, layer, begin, end, x, sections, gradient, panels, n_lanes):
-    """Add delta^(l+1) (a^(l))^T to grad W^(l) and delta^(l+1) to grad b^(l): rows begin to end - 1, all panels."""
+    """Add delta^(l+1) (a^(l))^T to grad W^(l) and delta^(l+1) to grad b^(l): rows begin to end - 1, all panels.
+
+    To rows of a W that later layers use transposed, theirs are added next: a^(l) (delta^(l+1))^T. Their turn then
+    brings their biases alone.
+    """
     plan, constants = network[0], network[3]
-    n_in, n_out = plan[layer, N_IN], plan[layer, N_OUT]
+    n_out = plan[layer, N_OUT]
     delta = shift(_place(sections[1], plan[layer, D], n_out, n_lanes), begin * n_lanes)
-    below = x if layer == 0 else layer_place(network, layer - 1, A, sections, n_lanes)
-    W_rows = shift(gradient, plan[layer, W] + begin * n_in)
-    rows, d_panel, x_panel = end - begin, n_out * n_lanes, n_in * n_lanes
-    for p in range(0, panels, CHUNK):  # a few panels at a time stay in the first-level cache
-        some = min(CHUNK, panels - p)
-        d, a = shift(delta, p * d_panel), shift(below, p * x_panel)
-        accumulate_outer(d, rows, d_panel, a, n_in, x_panel, W_rows, n_in, some, n_lanes)
+    if plan[layer, TIED] == 0:
+        below = x if layer == 0 else layer_place(network, layer - 1, A, sections, n_lanes)
+        W_rows = shift(gradient, plan[layer, W] + begin * plan[layer, N_IN])
+        _add_products(delta, n_out, below, plan[layer, N_IN], end - begin, W_rows, panels, n_lanes)
+        other = plan[layer, NEXT]
+        while other >= 0:
+            a = shift(layer_place(network, other - 1, A, sections, n_lanes), begin * n_lanes)
+            d = _place(sections[1], plan[other, D], plan[other, N_OUT], n_lanes)
+            _add_products(a, plan[other, N_IN], d, plan[other, N_OUT], end - begin, W_rows, panels, n_lanes)
+            other = plan[other, NEXT]
     if plan[layer, B] >= 0:
         b_rows = shift(gradient, plan[layer, B] + begin)
-        accumulate_outer(delta, rows, d_panel, at(constants, 0), 1, 0, b_rows, 1, panels, n_lanes)
+        accumulate_outer(delta, end - begin, n_out * n_lanes, at(constants, 0), 1, 0, b_rows, 1, panels, n_lanes)
+
+
+@kernel
+def _add_products(d, d_units, x, columns, rows, g, panels, n_lanes):
+    """g[j, k] += sum over p, t of d[p, j, t] x[p, k, t]; d points to the first of `rows` among `d_units` units."""
+    d_panel, x_panel = d_units * n_lanes, columns * n_lanes
+    for p in range(0, panels, CHUNK):  # a few panels at a time stay in the first-level cache
+        some = min(CHUNK, panels - p)
+        d_p, x_p = shift(d, p * d_panel), shift(x, p * x_panel)
+        accumulate_outer(d_p, rows, d_panel, x_p, columns, x_panel, g, columns, some, n_lanes)
 
 
 # Mean activations ----------------------------------------------------------------------------------------------
@@ -278,7 +298,8 @@ def _row_worker(network, tiling, begin, memory, X, gradient, counter, n_workers)
         work += plan[layer, N_IN] * plan[layer, N_OUT]
     mine, block = claim(counter), 0
     for layer in range(plan.shape[0]):
-        rows = max(1, work // (6 * n_workers * plan[layer, N_IN]))
+        cost = 1 if plan[layer, TIED] != 0 else plan[layer, N_IN]
+        rows = max(1, work // (6 * n_workers * cost))
         rows = min((rows + 5) // 6 * 6, 96)
         for j in range(0, plan[layer, N_OUT], rows):
             if block == mine:
