@@ -2,36 +2,61 @@
 
 Everything that mlpkit computes with compiled kernels is computed here straight from the formulas of
 the CS294A notes, one example after the other, with no kernel and no import from mlpkit. The tests
-hold the engine against it.
+hold the engine against it. Activations, losses and penalties are in `reference_functions`.
 
-The cost is written so that complex numbers pass through (no absolute values, no comparisons but
-those of real parts): for analytic activations ``imag(J(theta + i h e_k)) / h`` is then the exact
-derivative, with no cancellation, and checks the backpropagation below to the last digits.
+The cost and its gradient are written so that complex numbers pass through (no absolute values, no
+comparisons but those of real parts): for analytic activations ``imag(J(theta + i h e_k)) / h`` is
+then the exact derivative, with no cancellation, and checks the backpropagation below to the last
+digits; ``imag(grad J(theta + i h v)) / h`` is in the same way the exact product of Hessian and v.
+
+A target that is missing is NaN; `mask` (True where the target counts) puts NaN where it is False.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
-
-TINY = np.finfo(np.float64).tiny
-EPS = np.finfo(np.float64).eps
-
+from reference_functions import ANALYTIC as ANALYTIC
+from reference_functions import (
+    L1,
+    PENALTIES,
+    Mean,
+    activation,
+    curvature,
+    example_loss,
+    firing,
+    kl_penalty,
+    output_curvature,
+    output_delta,
+    pullback,
+    sign,
+    tangent,
+)
 
 # The network, described in the twin's own words -------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Layer:
-    """One layer after the input; `rho` and `beta` are None where it is not sparse."""
+    """One layer after the input. Where it is tied, its W is the transpose of W^(tied_to) and has no decay."""
 
     units: int
     activation: str
-    rho: float | None = None
-    beta: float | None = None
+    penalties: tuple[Mean | L1, ...] = ()
     weight_decay: float = 0.0
     bias: bool = True
+    tied_to: int | None = None
+
+    @property
+    def means(self):
+        """The penalties on mean activations."""
+        return [penalty for penalty in self.penalties if isinstance(penalty, Mean)]
+
+    @property
+    def strength(self):
+        """The sum of the strengths of L1 penalties."""
+        return sum(penalty.strength for penalty in self.penalties if isinstance(penalty, L1))
 
 
 @dataclass(frozen=True)
@@ -46,32 +71,56 @@ class Network:
     def sizes(self):
         return (self.n_inputs, *(layer.units for layer in self.layers))
 
+    @property
+    def n_parameters(self):
+        owned = sum(
+            n_in * layer.units for n_in, layer in zip(self.sizes, self.layers, strict=False) if layer.tied_to is None
+        )
+        return owned + sum(layer.units for layer in self.layers if layer.bias)
+
 
 def describe(net):
     """Read the public attributes of an `mlpkit.MLP` into a `Network`."""
     layers = []
     for dense in net.layers[1:]:
-        own = dense.weight_decay
+        tied_to = getattr(dense, "tied_to", None)
+        own = net.weight_decay if dense.weight_decay is None else dense.weight_decay
+        single = () if dense.sparsity is None else (dense.sparsity,)
         layers.append(
             Layer(
                 units=dense.units,
                 activation=dense.activation.name,
-                rho=None if dense.sparsity is None else dense.sparsity.rho,
-                beta=None if dense.sparsity is None else dense.sparsity.beta,
-                weight_decay=net.weight_decay if own is None else own,
+                penalties=tuple(describe_penalty(p) for p in getattr(dense, "penalties", single)),
+                weight_decay=own if tied_to is None else 0.0,
                 bias=dense.bias,
+                tied_to=tied_to,
             )
         )
     return Network(net.layers[0].units, tuple(layers), net.loss.name)
 
 
+def describe_penalty(penalty):
+    """Read a penalty's public attributes; a user's penalty is looked up by name in `PENALTIES`."""
+    if hasattr(penalty, "rho"):
+        return kl_penalty(penalty.rho, penalty.beta)
+    if hasattr(penalty, "strength"):
+        return L1(penalty.strength)
+    return Mean(*PENALTIES[penalty.penalty.name], penalty.beta)
+
+
 def unroll(network, theta):
-    """Split theta = [W1 row-major, b1, W2, b2, ...] into lists of W and b (None without a bias)."""
+    """Split theta = [W1 row-major, b1, W2, b2, ...] into lists of W and b (None without a bias).
+
+    A tied W is the transpose of the one it is tied to, and has no place of its own in theta.
+    """
     weights, biases, start = [], [], 0
     for n_in, layer in zip(network.sizes, network.layers, strict=False):
-        stop = start + layer.units * n_in
-        weights.append(theta[start:stop].reshape(layer.units, n_in))
-        start = stop
+        if layer.tied_to is None:
+            stop = start + layer.units * n_in
+            weights.append(theta[start:stop].reshape(layer.units, n_in))
+            start = stop
+        else:
+            weights.append(weights[layer.tied_to - 1].T)
         if layer.bias:
             stop = start + layer.units
             biases.append(theta[start:stop])
@@ -83,68 +132,33 @@ def unroll(network, theta):
 
 
 def roll(weights, biases):
-    """Join lists of W and b into one vector: the inverse of `unroll`."""
-    parts = []
-    for W, b in zip(weights, biases, strict=True):
-        parts.append(np.ravel(W))
-        if b is not None:
-            parts.append(b)
-    return np.concatenate(parts)
+    """Join lists of W and b into one vector, leaving out each that is None: the inverse of `unroll`."""
+    parts = [np.ravel(part) for pair in zip(weights, biases, strict=True) for part in pair if part is not None]
+    return np.concatenate(parts) if parts else np.empty(0)
+
+
+def fold(network, sums):
+    """Add what belongs to tied W to those that they are tied to, in place; None is left in their stead."""
+    for k, layer in enumerate(network.layers):
+        if layer.tied_to is not None:
+            sums[layer.tied_to - 1] = sums[layer.tied_to - 1] + sums[k].T
+            sums[k] = None
+    return sums
+
+
+def owned(network, weights):
+    """Return the list of W with None in the place of those that are tied."""
+    return [W if layer.tied_to is None else None for W, layer in zip(weights, network.layers, strict=True)]
 
 
 def parts(network, theta):
     """Return one vector per layer (W and b together): what errors are measured on."""
     weights, biases = unroll(network, theta)
-    return [roll([W], [b]) for W, b in zip(weights, biases, strict=True)]
+    return [roll([W], [b]) for W, b in zip(owned(network, weights), biases, strict=True)]
 
 
-# Activations ------------------------------------------------------------------------------------
-
-
-def sigmoid(z):
-    """1 / (1 + exp(-z)), by the branch whose exponential cannot overflow."""
-    small = np.exp(np.where(z.real >= 0, -z, z))
-    return np.where(z.real >= 0, 1.0 / (1.0 + small), small / (1.0 + small)).astype(z.dtype)
-
-
-def softmax(z):
-    """exp(z_j) / sum_k exp(z_k) over the last axis."""
-    e = np.exp(z - z.real.max(axis=-1, keepdims=True))
-    return e / e.sum(axis=-1, keepdims=True)
-
-
-ACTIVATIONS = {
-    "sigmoid": sigmoid,
-    "tanh": np.tanh,
-    "identity": lambda z: z + 0,
-    "relu": lambda z: np.where(z.real > 0, z, 0).astype(z.dtype),
-    "softmax": softmax,
-}
-RANGES = {"sigmoid": (0.0, 1.0), "tanh": (-1.0, 1.0), "softmax": (0.0, 1.0)}
-ANALYTIC = ("sigmoid", "tanh", "identity", "softmax")
-
-
-def pullback(name, z, a, g):
-    """Return J_f(z)^T g for one example: f'(z) g, or for softmax the full Jacobian's product."""
-    if name == "sigmoid":
-        return a * (1 - a) * g
-    if name == "tanh":
-        return (1 - a * a) * g
-    if name == "identity":
-        return g
-    if name == "relu":
-        return np.where(z > 0, g, 0).astype(g.dtype)
-    if name == "softmax":
-        jacobian = np.diag(a) - np.outer(a, a)
-        return jacobian.T @ g
-    raise KeyError(name)
-
-
-def firing(name, a):
-    """Map an activation's range onto [0, 1]: how active a unit is. Returns (s(a), s')."""
-    low, high = RANGES[name]
-    slope = 1.0 / (high - low)
-    return (a - low) * slope, slope
+# What the tests look names up in.
+ACTIVATIONS = {name: activation(name).f for name in ("sigmoid", "tanh", "identity", "relu", "softmax")}
 
 
 # Forward, equations (6) and (7) -----------------------------------------------------------------
@@ -159,7 +173,7 @@ def forward(network, theta, X):
         if b is not None:
             z = z + b
         zs.append(z)
-        activations.append(ACTIVATIONS[layer.activation](z))
+        activations.append(activation(layer.activation).f(z))
     return zs, activations
 
 
@@ -168,58 +182,21 @@ def predict(network, theta, X):
     return forward(network, theta, X)[1][-1]
 
 
-# The objective ----------------------------------------------------------------------------------
-
-
-def clamp(rho_hat):
-    """Hold rho_hat in [tiny, 1 - eps], so that KL stays finite at a dead or saturated unit."""
-    rho_hat = np.where(rho_hat.real < TINY, TINY, rho_hat)
-    return np.where(rho_hat.real > 1 - EPS, 1 - EPS, rho_hat)
-
-
-def kl(rho, rho_hat):
-    """KL(rho || rho_hat) of two Bernoulli variables, per unit."""
-    r = clamp(np.asarray(rho_hat))
-    return rho * np.log(rho / r) + (1 - rho) * np.log((1 - rho) / (1 - r))
-
-
-def kl_derivative(rho, rho_hat):
-    """Return -rho / rho_hat + (1 - rho) / (1 - rho_hat)."""
-    r = clamp(np.asarray(rho_hat))
-    return -rho / r + (1 - rho) / (1 - r)
-
-
-def losses(network, z, a, Y):
-    """Return the loss of each example, summed over outputs; cross-entropy from z, not log(a)."""
-    if network.loss == "squared_error":
-        return 0.5 * ((a - Y) ** 2).sum(axis=-1)
-    if network.loss == "cross_entropy" and network.layers[-1].activation == "softmax":
-        top = z.real.max(axis=-1, keepdims=True)
-        log_a = z - top - np.log(np.exp(z - top).sum(axis=-1, keepdims=True))
-        return -(Y * log_a).sum(axis=-1)
-    raise KeyError((network.loss, network.layers[-1].activation))
-
-
-def output_delta(network, z, a, y):
-    """Return delta^(n_l) of one example without the sparsity term."""
-    if network.loss == "squared_error":
-        return pullback(network.layers[-1].activation, z, a, a - y)
-    if network.loss == "cross_entropy" and network.layers[-1].activation == "softmax":
-        return a * y.sum() - y
-    raise KeyError((network.loss, network.layers[-1].activation))
-
-
-def mean_firing(network, activations, w):
-    """Return rho_hat of each layer in float64 (None where the layer is not sparse)."""
+def jacobian(network, theta, X):
+    """Return dh_j / dx_k of each example, (m, s_out, s_in): the chain rule, layer by layer."""
+    weights, _ = unroll(network, theta)
+    zs, _ = forward(network, theta, X)
     result = []
-    for layer, a in zip(network.layers, activations[1:], strict=True):
-        if layer.rho is None:
-            result.append(None)
-        else:
-            wide = a if np.iscomplexobj(a) else a.astype(np.float64)
-            s, _ = firing(layer.activation, wide)
-            result.append((w @ s) / w.sum())
-    return result
+    for i in range(len(X)):
+        J = np.eye(network.n_inputs, dtype=theta.dtype)
+        for k, layer in enumerate(network.layers):
+            J = weights[k] @ J
+            J = np.column_stack([tangent(layer.activation, zs[k][i], column) for column in J.T])
+        result.append(J)
+    return np.array(result)
+
+
+# Data -------------------------------------------------------------------------------------------
 
 
 def example_weights(X, sample_weight):
@@ -232,61 +209,114 @@ def one_hot(labels, n_classes):
     return np.eye(n_classes)[np.asarray(labels)]
 
 
+def class_weights(network, Y, weight_of_class, sample_weight=None):
+    """Return the weight of each example: its own times that of its class.
+
+    `weight_of_class` has a number for each class: for each output of a softmax, or for 0 and 1 where binary
+    cross-entropy has one output. A row of probabilities has the mean of the weights under it.
+    """
+    w, c = example_weights(Y, sample_weight), np.asarray(weight_of_class, np.float64)
+    if network.loss == "cross_entropy":
+        return w * (Y @ c)
+    assert network.loss == "binary_cross_entropy"
+    assert Y.shape[1] == 1
+    return w * ((1 - Y[:, 0]) * c[0] + Y[:, 0] * c[1])
+
+
+def hide(Y, mask):
+    """Return the targets with NaN where `mask` is False; they stay as they are without a mask."""
+    return Y if mask is None else np.where(mask, Y, np.nan).astype(Y.dtype)
+
+
+# The objective ----------------------------------------------------------------------------------
+
+
+def mean_firing(network, activations, w):
+    """Return rho_hat of each layer in float64 (None where no penalty looks at it)."""
+    result = []
+    for layer, a in zip(network.layers, activations[1:], strict=True):
+        if layer.means:
+            wide = a if np.iscomplexobj(a) else a.astype(np.float64)
+            s, _ = firing(layer.activation, wide)
+            result.append((w @ s) / w.sum())
+        else:
+            result.append(None)
+    return result
+
+
 def rho_hat(network, theta, X, sample_weight=None):
-    """Return rho_hat of the sparse layers only, as `Objective.rho_hat` does."""
+    """Return rho_hat of the layers with a penalty on it only, as `Objective.rho_hat` does."""
     w = example_weights(X, sample_weight)
     means = mean_firing(network, forward(network, theta, X)[1], w)
     return [mean for mean in means if mean is not None]
 
 
-def terms(network, theta, X, Y, sample_weight=None):
+def per_example_loss(network, theta, X, Y, sample_weight=None, mask=None):
+    """Return the loss of each example, 0 where its weight is 0."""
+    zs, activations = forward(network, theta, X)
+    each = example_loss(network.loss, network.layers[-1].activation, zs[-1], activations[-1], hide(Y, mask))
+    return np.where(example_weights(X, sample_weight) > 0, each, 0)
+
+
+def terms(network, theta, X, Y, sample_weight=None, mask=None):
     """Return the three terms of J by name."""
     w = example_weights(X, sample_weight)
-    zs, activations = forward(network, theta, X)
+    _, activations = forward(network, theta, X)
     weights, _ = unroll(network, theta)
     means = mean_firing(network, activations, w)
-    data = (w * losses(network, zs[-1], activations[-1], Y)).sum() / w.sum()
+    data = (w * per_example_loss(network, theta, X, Y, w, mask)).sum() / w.sum()
     decay, sparsity = 0.0, 0.0
-    for layer, W, mean in zip(network.layers, weights, means, strict=True):
+    for layer, W, a, mean in zip(network.layers, weights, activations[1:], means, strict=True):
         decay = decay + layer.weight_decay / 2 * (W**2).sum()
-        if mean is not None:
-            sparsity = sparsity + layer.beta * kl(layer.rho, mean).sum()
+        sparsity = sparsity + layer.strength * mean_magnitude(a, w)
+        for penalty in layer.means:
+            sparsity = sparsity + penalty.beta * penalty.value(mean).sum()
     return {"data": data, "weight_decay": decay, "sparsity": sparsity}
 
 
-def cost(network, theta, X, Y, sample_weight=None):
+def mean_magnitude(a, w):
+    """Return sum_j sum_i w_i |a_ij| / sum w."""
+    return (w @ (sign(a) * a)).sum() / w.sum()
+
+
+def cost(network, theta, X, Y, sample_weight=None, mask=None):
     """Return J."""
-    return sum(terms(network, theta, X, Y, sample_weight).values())
+    return sum(terms(network, theta, X, Y, sample_weight, mask).values())
 
 
-def gradient(network, theta, X, Y, sample_weight=None):
+def gradient(network, theta, X, Y, sample_weight=None, mask=None, means=None):
     """Backpropagation as the notes write it: example by example, sums kept in Delta W, Delta b.
 
-    The forward pass over all examples comes first, since each delta needs rho_hat.
+    The forward pass over all examples comes first, since each delta needs rho_hat. `means` puts other numbers in the
+    place of each layer's rho_hat.
     """
-    w = example_weights(X, sample_weight)
+    w, Y = example_weights(X, sample_weight), hide(Y, mask)
     weights, biases = unroll(network, theta)
     zs, activations = forward(network, theta, X)
-    means = mean_firing(network, activations, w)
+    if means is None:
+        means = mean_firing(network, activations, w)
     last = len(network.layers) - 1
 
-    pulls = []  # beta s' KL'(rho_hat), for each layer what sparsity adds before f'
+    steady = []  # sum of beta s' p'(rho_hat): for each layer what penalties on means add before f'
     for layer, mean in zip(network.layers, means, strict=True):
-        if mean is None:
-            pulls.append(np.zeros(layer.units, theta.dtype))
-        else:
+        pull = np.zeros(layer.units, theta.dtype)
+        for penalty in layer.means:
             _, slope = firing(layer.activation, mean)
-            pulls.append((layer.beta * slope * kl_derivative(layer.rho, mean)).astype(theta.dtype))
+            pull = pull + (penalty.beta * slope * penalty.first(mean)).astype(theta.dtype)
+        steady.append(pull)
 
     sum_W = [np.zeros_like(W) for W in weights]
     sum_b = [np.zeros(layer.units, theta.dtype) for layer in network.layers]
     for i in range(len(X)):
         share = theta.dtype.type(w[i] / w.sum())
+        pulls = [
+            pull + l1_slope(layer, a[i]) for layer, pull, a in zip(network.layers, steady, activations[1:], strict=True)
+        ]
         delta = None
         for k in range(last, -1, -1):  # weights[k] is W^(k+1), which leads into layer k + 2
             z, a, name = zs[k][i], activations[k + 1][i], network.layers[k].activation
             if k == last:
-                delta = output_delta(network, z, a, Y[i]) + pullback(name, z, a, pulls[k])
+                delta = output_delta(network.loss, name, z, a, Y[i]) + pullback(name, z, a, pulls[k])
             else:
                 delta = pullback(name, z, a, weights[k + 1].T @ delta + pulls[k])
             sum_W[k] += share * np.outer(delta, activations[k][i])
@@ -294,7 +324,107 @@ def gradient(network, theta, X, Y, sample_weight=None):
 
     for k, layer in enumerate(network.layers):
         sum_W[k] += layer.weight_decay * weights[k]
-    return roll(sum_W, [s if b is not None else None for s, b in zip(sum_b, biases, strict=True)])
+    return roll(fold(network, sum_W), [s if b is not None else None for s, b in zip(sum_b, biases, strict=True)])
+
+
+def l1_slope(layer, a):
+    """Return strength sign(a), 0 at 0: what L1 penalties add before f' for one example."""
+    return a.dtype.type(layer.strength) * sign(a)
+
+
+# Per example and second order -------------------------------------------------------------------
+
+
+def without_decay(network, sparsity=True):
+    """Return the network without weight decay, and without penalties where `sparsity` is False."""
+    layers = [
+        replace(layer, weight_decay=0.0, penalties=layer.penalties if sparsity else ()) for layer in network.layers
+    ]
+    return replace(network, layers=tuple(layers))
+
+
+def per_example_gradient(network, theta, X, Y, sample_weight=None, mask=None, *, sparsity=True):
+    """Return g_i of each example as rows, 0 where its weight is 0.
+
+    g_i = grad[loss_i + sum_l beta_l sum_j p'(rho_hat_j) s(a_ij) + strength |a_ij|] with rho_hat held fixed: the
+    gradient of an objective that has this example only, without decay. So sum_i w_i g_i / sum w + lambda W is the
+    gradient.
+    """
+    w, Y = example_weights(X, sample_weight), hide(Y, mask)
+    network = without_decay(network, sparsity)
+    means = mean_firing(network, forward(network, theta, X)[1], w)
+    result = np.zeros((len(X), theta.size), theta.dtype)
+    for i in np.flatnonzero(w > 0):
+        result[i] = gradient(network, theta, X[i : i + 1], Y[i : i + 1], means=means)
+    return result
+
+
+def per_example_gradient_norm(network, theta, X, Y, sample_weight=None, mask=None, *, sparsity=True):
+    """Return ||g_i|| of each example."""
+    return np.linalg.norm(per_example_gradient(network, theta, X, Y, sample_weight, mask, sparsity=sparsity), axis=1)
+
+
+def hessian_vector_product(network, theta, v, X, Y, sample_weight=None, mask=None):
+    """Return H v by Pearlmutter's R-operator, the derivative of everything above as theta moves along v.
+
+    R{z} = R{W} a + W R{a} + R{b} and R{a} = f'(z) R{z} go forward over all examples, since the backward part needs
+    R{rho_hat} = sum_i w_i s' R{a_i} / sum w. Then, with q = W^T delta+ + sum of beta s' p'(rho_hat) + strength sign(a)
+
+        R{q} = R{W}^T delta+ + W^T R{delta+} + sum of beta s' p''(rho_hat) R{rho_hat}
+        delta = f'(z) q,   R{delta} = f'(z) R{q} + f''(z) R{z} q
+
+    and the output layer's delta of the loss beside it. Each tied W moves with the one that it is tied to.
+    """
+    w, Y = example_weights(X, sample_weight), hide(Y, mask)
+    share = w / w.sum()
+    weights, biases = unroll(network, theta)
+    r_weights, r_biases = unroll(network, v)
+    zs, activations = forward(network, theta, X)
+    means = mean_firing(network, activations, w)
+    names = [layer.activation for layer in network.layers]
+    depth = len(network.layers)
+
+    rzs, ras = [], [np.zeros_like(X)]
+    for k in range(depth):
+        rz = activations[k] @ r_weights[k].T + ras[k] @ weights[k].T
+        if r_biases[k] is not None:
+            rz = rz + r_biases[k]
+        rzs.append(rz)
+        ras.append(np.array([tangent(names[k], *pair) for pair in zip(zs[k], rz, strict=True)]))
+
+    pulls, r_pulls = [], []  # what penalties on means add to q and to R{q} of every example
+    for layer, mean, ra in zip(network.layers, means, ras[1:], strict=True):
+        pull, r_pull = np.zeros(layer.units), np.zeros(layer.units)
+        for penalty in layer.means:
+            _, slope = firing(layer.activation, mean)
+            pull = pull + penalty.beta * slope * penalty.first(mean)
+            r_mean = share @ (slope * ra)
+            r_pull = r_pull + penalty.beta * slope * penalty.second(mean) * r_mean
+        pulls.append(pull)
+        r_pulls.append(r_pull)
+
+    sum_W = [np.zeros_like(W) for W in weights]
+    sum_b = [np.zeros(layer.units) for layer in network.layers]
+    for i in range(len(X)):
+        delta = r_delta = None
+        for k in range(depth - 1, -1, -1):
+            z, a, rz = zs[k][i], activations[k + 1][i], rzs[k][i]
+            q, rq = pulls[k] + l1_slope(network.layers[k], a), r_pulls[k]
+            if k < depth - 1:
+                q = q + weights[k + 1].T @ delta
+                rq = rq + r_weights[k + 1].T @ delta + weights[k + 1].T @ r_delta
+            delta = pullback(names[k], z, a, q)
+            r_delta = pullback(names[k], z, a, rq) + curvature(names[k], z, rz, q)
+            if k == depth - 1:
+                delta = delta + output_delta(network.loss, names[k], z, a, Y[i])
+                r_delta = r_delta + output_curvature(network.loss, names[k], z, a, Y[i], rz)
+            below, r_below = activations[k][i], ras[k][i]
+            sum_W[k] += share[i] * (np.outer(r_delta, below) + np.outer(delta, r_below))
+            sum_b[k] += share[i] * r_delta
+
+    for k, layer in enumerate(network.layers):
+        sum_W[k] += layer.weight_decay * r_weights[k]
+    return roll(fold(network, sum_W), [s if b is not None else None for s, b in zip(sum_b, biases, strict=True)])
 
 
 # Independent derivatives and the notes' gradient descent ----------------------------------------
@@ -320,6 +450,11 @@ def central_difference(fun, theta, epsilon=1e-4, indices=None):
         minus[k] -= epsilon
         result.append((fun(plus) - fun(minus)) / (2 * epsilon))
     return np.array(result)
+
+
+def complex_step_along(fun, theta, v, h=1e-30):
+    """Return the derivative of an analytic `fun`, which may give an array, along v."""
+    return fun(theta + 1j * h * v).imag / h
 
 
 def gradient_descent(network, theta, X, Y, alpha, n_steps, sample_weight=None):

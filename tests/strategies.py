@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import reference
+import reference_functions as functions
 from hypothesis import assume
 from hypothesis import strategies as st
 
@@ -74,21 +75,22 @@ class Case:
 
 def built_in(kind):
     """Return the names of `kind` (a registry module) that have a twin in `reference`."""
-    known = {"activations": reference.ACTIVATIONS, "losses": ("squared_error", "cross_entropy")}
+    known = {"activations": functions.FACTORIES, "losses": ("squared_error", "cross_entropy")}
     return [name for name in getattr(mlpkit, kind).names() if name in known[kind]]
 
 
 @st.composite
 def layer_lists(draw, activations=None, max_layers=6, max_units=40, bias=None):
     """Draw the layers of a network and its loss."""
-    names = built_in("activations") if activations is None else list(activations)
+    known = built_in("activations")
+    names = known if activations is None else [name for name in activations if name in known]
     n_layers = draw(st.integers(2, max_layers), label="n_layers")
     sizes = st.integers(1, max_units)
     layers = [mlpkit.Input(draw(sizes))]
     for _ in range(n_layers - 1):
         units, name = draw(sizes), draw(st.sampled_from(names))
         # A softmax over one unit is the constant 1: nothing to hold sparse.
-        sparse = name in reference.RANGES and not (name == "softmax" and units == 1)
+        sparse = functions.bounded(name) and not (name == "softmax" and units == 1)
         sparsity = None
         if sparse and draw(st.booleans()):
             rho = draw(st.sampled_from((0.02, 0.05, 0.2, 0.5)))
@@ -153,7 +155,7 @@ def _parameters(twin, X, rng, dtype):
         b = rng.uniform(-0.5, 0.5, layer.units)
         z = a @ W.T + (b if layer.bias else 0.0)
         reach = REACH[layer.activation]
-        if layer.activation == "softmax" and layer.rho is not None:
+        if layer.activation == "softmax" and layer.means:
             reach = SPARSE_SOFTMAX_REACH
         shrink = np.minimum(1.0, reach / np.abs(z).max(axis=0))
         W, b = W * shrink[:, np.newaxis], b * shrink
@@ -166,8 +168,8 @@ def _parameters(twin, X, rng, dtype):
         if layer.activation == "relu":
             assert np.abs(z).min() > KINK_MARGIN / 2
         a = reference.ACTIVATIONS[layer.activation](z)
-        if layer.rho is not None:
-            s, _ = reference.firing(layer.activation, a)
+        if layer.means:
+            s, _ = functions.firing(layer.activation, a)
             assert s.min() >= 0.01
             assert s.max() <= 0.99
     return reference.roll(weights, biases)

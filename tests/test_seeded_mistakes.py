@@ -35,14 +35,14 @@ MISTAKES = {
         "means = mean_firing(network, activations, w)",
         "means = mean_firing(network, activations, np.ones_like(w))",
     ),
-    "missing tanh factor 1/2": ("layer.beta * slope * kl_derivative", "layer.beta * kl_derivative"),
+    "missing tanh factor 1/2": ("penalty.beta * slope * penalty.first", "penalty.beta * penalty.first"),
     "hidden sparsity without f'": (
         "pullback(name, z, a, weights[k + 1].T @ delta + pulls[k])",
         "pullback(name, z, a, weights[k + 1].T @ delta) + pulls[k]",
     ),
     "output sparsity without f'": (
-        "output_delta(network, z, a, Y[i]) + pullback(name, z, a, pulls[k])",
-        "output_delta(network, z, a, Y[i]) + pulls[k]",
+        "output_delta(network.loss, name, z, a, Y[i]) + pullback(name, z, a, pulls[k])",
+        "output_delta(network.loss, name, z, a, Y[i]) + pulls[k]",
     ),
     "no sparsity term": (
         "weights[k + 1].T @ delta + pulls[k])",
