@@ -11,12 +11,14 @@ Examples
 # First of all, since it notes the sources that compiled code is about to come from.
 import mlpkit.kernels as kernels  # noqa: F401
 from mlpkit import activations, datasets, errors, losses, plotting, preprocessing
+from mlpkit.activations import activation
 from mlpkit.autoencoder import maximal_inputs, sparse_autoencoder
 from mlpkit.errors import InvalidArgumentError, MissingExtraError, MlpkitError, ModelFormatError, TargetRangeWarning
 from mlpkit.gradient_check import check_gradient, numerical_gradient
 from mlpkit.kernels import vmath
 from mlpkit.kernels.jit import blas_limited, get_num_threads, set_num_threads
 from mlpkit.layers import Dense, Input
+from mlpkit.losses import loss
 from mlpkit.mlp import MLP
 from mlpkit.model_file import load
 from mlpkit.objective import Objective
@@ -39,6 +41,7 @@ __all__ = [
     "ModelFormatError",
     "Objective",
     "TargetRangeWarning",
+    "activation",
     "activations",
     "blas_limited",
     "check_gradient",
@@ -46,6 +49,7 @@ __all__ = [
     "errors",
     "get_num_threads",
     "load",
+    "loss",
     "losses",
     "maximal_inputs",
     "numerical_gradient",

@@ -7,6 +7,7 @@ a bad argument is a `ValueError`, a missing optional package an `ImportError`.
 from __future__ import annotations
 
 import importlib
+import sys
 from types import ModuleType
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "MlpkitError",
     "ModelFormatError",
     "TargetRangeWarning",
+    "frames_to_the_caller",
     "import_extra",
 ]
 
@@ -74,3 +76,17 @@ def import_extra(module: str, *, extra: str) -> ModuleType:
         raise MissingExtraError(
             f"{package} cannot be imported ({error}): reinstall it, for instance with  {command}"
         ) from error
+
+
+def frames_to_the_caller() -> int:
+    """Return the stack level, counted from the calling function, of the first code that is not mlpkit's own.
+
+    Examples
+    --------
+    >>> frames_to_the_caller()
+    1
+    """
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("mlpkit."):
+        level, frame = level + 1, frame.f_back
+    return level

@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mlpkit import activations, losses
+from mlpkit.activations.record import forward_tile, pullback_tile
 from mlpkit.kernels import simd, sweeps
 from mlpkit.kernels.tiles import Cut, aligned_empty, cut
 from mlpkit.layers import Dense, Input, parameter_blocks
 from mlpkit.losses import Loss
+from mlpkit.losses.record import output_tile
 
 __all__ = ["Plan"]
 
@@ -158,14 +159,14 @@ class Plan:
             row[sweeps.D] = self._hidden_rows + self.units(i).start
             row[sweeps.U] = self.units(i).start
             row[sweeps.SPARSE] = i in self.sparse
-            row[sweeps.FORWARD] = activations.forward_tile(layer.activation, self.dtype, not z).address
+            row[sweeps.FORWARD] = forward_tile(layer.activation, self.dtype, not z).address
             if self.loss is not None:
-                row[sweeps.PULLBACK] = activations.pullback_tile(layer.activation, self.dtype).address
+                row[sweeps.PULLBACK] = pullback_tile(layer.activation, self.dtype).address
         return table
 
     def output_address(self) -> int:
         """Return the address of the output layer's tile function; this compiles it."""
         assert self.loss is not None
-        address = losses.output_tile(self.loss, self.dense[-1].activation, self.dtype).address
+        address = output_tile(self.loss, self.dense[-1].activation, self.dtype).address
         assert address is not None
         return address

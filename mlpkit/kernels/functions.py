@@ -1,4 +1,4 @@
-"""A user's plain Python functions on their way to machine code: precision, compiling, and what is refused.
+"""A user's plain Python functions on their way to machine code: derivatives, compiling, and what is refused.
 
 Inside the engine nobody could catch an exception: the tile would stay half written, and the numbers in it would go on
 as if they were results. So a scalar function whose compiled form can still raise is refused. What it can raise is read
@@ -11,7 +11,6 @@ import dis
 import math
 import pickle
 import re
-import types as python_types
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,10 +20,10 @@ import numpy as np
 from numba import types
 
 from mlpkit.errors import InvalidArgumentError
-from mlpkit.kernels import vmath
+from mlpkit.kernels.jets import SLOW, Jet, constant, jet, jet2, part
 from mlpkit.kernels.jit import ELEMENTWISE, inline, kernel
 
-__all__ = ["compile_body", "compile_scalar", "reads_argument", "slow_calls", "specialise"]
+__all__ = ["Scalar", "compile_body", "reads_argument", "slow_calls"]
 
 _NUMBA = str(Path(numba.__file__).parent)
 
@@ -50,14 +49,13 @@ def reads_argument(function: Callable[..., Any], position: int) -> bool:
 
 
 def slow_calls(function: Callable[..., Any]) -> list[str]:
-    """Return the names of functions that are taken from math or numpy although vmath has faster ones.
+    """Return the names of functions of math or numpy that run one number at a time.
 
     Examples
     --------
-    >>> slow_calls(lambda z: z * math.exp(z) + vmath.tanh(z))
-    ['exp']
+    >>> slow_calls(lambda z: z * math.exp(z) + math.atan(z))
+    ['atan']
     """
-    slow = [(getattr(module, name), name) for module in (math, np) for name in vmath.__all__ if hasattr(module, name)]
     known = {**function.__globals__, **_captured(function)}
     found = []
     module: Any = None  # what the instruction before has loaded, if that was math or numpy
@@ -66,7 +64,7 @@ def slow_calls(function: Callable[..., Any]) -> list[str]:
         if "LOAD" in instruction.opname and isinstance(instruction.argval, str):
             name = instruction.argval
             value = known.get(name) if module is None else getattr(module, name, None)
-        found += [name for candidate, name in slow if value is candidate]
+        found += [name for candidate, name in SLOW if value is candidate]
         module = value if value is math or value is np else None
     return sorted(set(found))
 
@@ -82,83 +80,168 @@ def _captured(function: Callable[..., Any]) -> dict[str, Any]:
     return captured
 
 
-# Precision -----------------------------------------------------------------------------------------------------
+# Scalar functions ----------------------------------------------------------------------------------------------
+
+# From the arguments that a function is written with to (t, v, y): the variable t, the function's value v, which
+# derivatives may be written in, and a constant y.
+_ADAPTERS: dict[str, Callable[[Any], Callable[..., Any]]] = {
+    "t": lambda f: lambda t, v, y: f(t),
+    "tv": lambda f: lambda t, v, y: f(t, v),
+    "ty": lambda f: lambda t, v, y: f(t, y),
+    "tvy": lambda f: lambda t, v, y: f(t, v, y),
+}
 
 
-def specialise(function: Callable[..., Any], dtype: np.dtype[Any]) -> Any:
-    """Prepare a scalar function for `dtype`: the Python floats that it reads take that dtype.
+class Scalar:
+    """A scalar function and its first two derivatives, each in plain Python or, if None, found by jets.
 
-    A Python float is a double; beside a float32 it would make the whole expression double, at half the speed. They come
-    as literals, captured variables, globals and defaults of arguments, alone or in tuples.
+    Compiled, all three take numbers (t, v, y): the variable, the function's value there, and a constant. They are
+    inlined into loops over tiles.
+
+    Parameters
+    ----------
+    owner : str
+        Whose function it is, for errors: ``"'swish'"``.
+    functions : tuple
+        The function and its derivatives.
+    takes, derivatives_take : str
+        Their arguments in words of the above: ``"t"``, ``"tv"``, ``"ty"`` or ``"tvy"``.
+    trusted : bool
+        Whether they are mlpkit's own, which are taken as they are, and compiled only where they are needed.
+    roles : tuple of str
+        What errors call the three.
     """
-    if dtype == np.float32:
-        code = _in_float32(function.__code__)
-        names = {"__builtins__", "__name__", *_global_names(function.__code__)}
-        known = {name: _in_float32(value) for name, value in function.__globals__.items() if name in names}
-        cells = function.__closure__
-        if cells is not None:
-            cells = tuple(python_types.CellType(_in_float32(cell.cell_contents)) for cell in cells)
-        defaults = _in_float32(function.__defaults__)
-        function = python_types.FunctionType(code, known, function.__name__, defaults, cells)
-    return inline(function, boundscheck=True)
+
+    def __init__(
+        self,
+        owner: str,
+        functions: tuple[Callable[..., Any] | None, Callable[..., Any] | None, Callable[..., Any] | None],
+        takes: str,
+        derivatives_take: str,
+        *,
+        trusted: bool,
+        roles: tuple[str, str, str] = ("function", "derivative", "second_derivative"),
+    ) -> None:
+        self._owner = owner
+        self._functions = functions
+        self._takes = (takes, derivatives_take, derivatives_take)
+        self._trusted = trusted
+        self._roles = roles
+        self._compiled: dict[Any, Any] = {}
+
+    @property
+    def reads_variable(self) -> bool:
+        """Whether the derivative needs t beside v and y."""
+        derivative = self._functions[1]
+        return derivative is None or reads_argument(derivative, 0)
+
+    def value(self, dtype: np.dtype[Any]) -> Any:
+        """Return the compiled function."""
+        f = self._on_jets(0, 0, dtype)
+
+        def value(t, v, y):
+            return part(f(constant(t), constant(v), constant(y)), t, 0)
+
+        return inline(value)
+
+    def slope(self, dtype: np.dtype[Any]) -> Any:
+        """Return the compiled derivative in t."""
+        if self._functions[1] is not None:
+            df = self._on_jets(1, 0, dtype)
+
+            def slope(t, v, y):
+                return part(df(constant(t), constant(v), constant(y)), t, 0)
+
+        else:
+            f, one, zero = self._on_jets(0, 1, dtype), dtype.type(1), dtype.type(0)
+
+            def slope(t, v, y):
+                return part(f(jet(t, one), jet(v, zero), jet(y, zero)), t, 1)
+
+        return inline(slope)
+
+    def curvature(self, dtype: np.dtype[Any]) -> Any:
+        """Return the compiled second derivative in t."""
+        one, zero = dtype.type(1), dtype.type(0)
+        if self._functions[2] is not None:
+            d2f = self._on_jets(2, 0, dtype)
+
+            def curvature(t, v, y):
+                return part(d2f(constant(t), constant(v), constant(y)), t, 0)
+
+        elif self._functions[1] is not None:
+            df, slope = self._on_jets(1, 1, dtype), self.slope(dtype)
+
+            def curvature(t, v, y):
+                return part(df(jet(t, one), jet(v, slope(t, v, y)), jet(y, zero)), t, 1)
+
+        else:
+            f = self._on_jets(0, 2, dtype)
+
+            def curvature(t, v, y):
+                return part(f(jet2(t, one, zero), jet2(v, zero, zero), jet2(y, zero, zero)), t, 2)
+
+        return inline(curvature)
+
+    def _on_jets(self, which: int, order: int, dtype: np.dtype[Any]) -> Any:
+        """Return one of the three functions, compiled on jets of an order.
+
+        Raises
+        ------
+        InvalidArgumentError
+            Naming owner and function, if it cannot be compiled, does not return a number, or can raise.
+        """
+        key = (which, order, dtype)
+        if key not in self._compiled:
+            function = self._functions[which]
+            assert function is not None
+            compiled = inline(function, boundscheck=True)
+            if not self._trusted:
+                self._check(compiled, which, [Jet(_element(dtype), order)] * len(self._takes[which]), order)
+            self._compiled[key] = inline(_ADAPTERS[self._takes[which]](compiled))
+        return self._compiled[key]
+
+    def _check(self, compiled: Any, which: int, arguments: list[Any], order: int) -> None:
+        where = f"{self._roles[which]} of {self._owner}"
+        try:
+            result, raised = _compile(where, compiled, arguments)
+        except InvalidArgumentError as error:
+            if order == 0:
+                raise
+            missing = self._roles[1] if which == 0 and order == 1 else self._roles[2]
+            raise InvalidArgumentError(
+                f"{missing} of {self._owner} is not given and cannot be derived from its {self._roles[which]}: {error}"
+            ) from error
+        if not isinstance(result, Jet):
+            _require_number(where, result)
+        for exception, _ in raised:
+            _refuse(where, exception)
 
 
-def _in_float32(value: Any) -> Any:
-    """Return a Python float as a float32, also inside tuples and in the constants of code; all else as it is."""
-    if type(value) is float:
-        with np.errstate(over="ignore", under="ignore"):
-            return np.float32(value)
-    if type(value) is tuple:
-        return tuple(map(_in_float32, value))
-    if isinstance(value, python_types.CodeType):
-        return value.replace(co_consts=_in_float32(value.co_consts))
-    return value
-
-
-def _global_names(code: python_types.CodeType) -> set[str]:
-    """Return the names that code, and functions defined inside it, may look up globally."""
-    inner = (_global_names(constant) for constant in code.co_consts if isinstance(constant, python_types.CodeType))
-    return set(code.co_names).union(*inner)
-
-
-# Compiling and refusing ----------------------------------------------------------------------------------------
-
-
-def compile_scalar(plugin: Any, role: str, arity: int, dtype: np.dtype[Any]) -> Any:
-    """Return the plugin's scalar function called `role`, compiled for `arity` numbers of `dtype`.
-
-    Raises
-    ------
-    InvalidArgumentError
-        Naming plugin and function, if it cannot be compiled, does not return a number, or can raise. mlpkit's own are
-        taken as they are, and compiled only where they are needed.
-    """
-    where = f"{role} of {plugin.name!r}"
-    function = getattr(plugin, role)
-    if plugin.builtin:
-        return specialise(function, dtype)
-    compiled, result, raised = _compile(where, lambda: specialise(function, dtype), [_element(dtype)] * arity)
-    _require_number(where, result)
-    for exception, _ in raised:
-        _refuse(where, exception)
-    return compiled
-
-
-def compile_body(
-    plugin: Any, function: Callable[..., Any], role: str, arity: int, dtype: np.dtype[Any], *, returns: bool = False
-) -> Any:
-    """Return a function over `arity` arrays (panels, rows, lanes), compiled; what it writes is the last of them.
+def compile_body(plugin: Any, function: Callable[..., Any], role: str, kinds: str, dtype: np.dtype[Any]) -> Any:
+    """Return a function over arrays (panels, rows, lanes), compiled.
 
     Its own ``raise`` and ``assert`` are refused. Whole-array operations of NumPy can raise in many ways that never
-    happen, so those are let pass: where one does raise, all its results become NaN.
+    happen, so those are let pass: where one does raise, the last array becomes NaN.
+
+    Parameters
+    ----------
+    plugin : plugin
+        Whose function it is.
+    function, role : callable, str
+        The function, and what errors call it.
+    kinds : str
+        A letter for each argument: "t" for a tile of `dtype`, "l" for float64 numbers, one for each lane.
+    dtype : numpy.dtype
+        Of the tiles.
     """
     body = kernel(fastmath=ELEMENTWISE)
+    compiled = body(function)
     if plugin.builtin:
-        return body(function)
+        return compiled
     where = f"{role} of {plugin.name!r}"
-    compiled, result, raised = _compile(where, lambda: body(function), [types.Array(_element(dtype), 3, "C")] * arity)
-    if returns:
-        _require_number(where, result)
+    tile, loss = types.Array(_element(dtype), 3, "C"), types.Array(types.float64, 2, "C")
+    _, raised = _compile(where, compiled, [tile if kind == "t" else loss for kind in kinds])
     for exception, file in raised:
         if file is not None and not file.startswith(_NUMBA):
             _refuse(where, exception)
@@ -166,18 +249,21 @@ def compile_body(
     def guarded(*arrays):
         failed = False
         try:
-            result = compiled(*arrays)
+            compiled(*arrays)
         except Exception:
             failed = True
         if failed:
             arrays[-1][:] = np.nan
-            result = np.nan
-        return result
 
     return body(guarded)
 
 
+# Compiling and refusing ----------------------------------------------------------------------------------------
+
+
 def _require_number(where: str, found: Any) -> None:
+    if isinstance(found, (types.Optional, types.NoneType)):
+        found = "nothing on some path"
     if not isinstance(found, (types.Float, types.Integer, types.Boolean)):
         raise InvalidArgumentError(f"{where} must return a real number; found {found}")
 
@@ -193,17 +279,14 @@ def _refuse(where: str, exception: str) -> None:
     )
 
 
-def _compile(
-    where: str, prepare: Callable[[], Any], arguments: Sequence[Any]
-) -> tuple[Any, Any, list[tuple[str, str | None]]]:
-    """Compile; return the dispatcher, the type of its result, and what it can raise with the raising file."""
+def _compile(where: str, dispatcher: Any, arguments: Sequence[Any]) -> tuple[Any, list[tuple[str, str | None]]]:
+    """Compile for some types; return the type of the result, and what can be raised with the raising file."""
     try:
-        dispatcher = prepare()
         dispatcher.get_call_template(tuple(arguments), {})  # as a call would: arguments may have defaults
     except Exception as error:  # Numba raises its own for what it cannot compile, and anything for what it never met
         raise InvalidArgumentError(f"{where} cannot be compiled: {_cause(error)}") from error
-    (result,) = dispatcher.overloads.values()
-    return dispatcher, types.unliteral(result.signature.return_type), _exceptions(result.library.get_llvm_str())
+    (compiled,) = dispatcher.overloads.values()
+    return types.unliteral(compiled.signature.return_type), _exceptions(compiled.library.get_llvm_str())
 
 
 def _cause(error: Exception) -> str:

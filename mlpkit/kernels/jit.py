@@ -109,9 +109,9 @@ def _digest_of_sources() -> str | None:
     """Return a digest of every source file whose code can end up in a kernel; None where there are no sources."""
     digest = hashlib.sha256()
     try:
-        sources = [*sorted((_PACKAGE / "kernels").glob("*.py")), _PACKAGE / "activations.py", _PACKAGE / "losses.py"]
-        for source in sources:
-            digest.update(source.name.encode())
+        folders = ("kernels", "activations", "losses")
+        for source in sorted(source for folder in folders for source in (_PACKAGE / folder).glob("*.py")):
+            digest.update(f"{source.parent.name}/{source.name}".encode())
             digest.update(source.read_bytes())
     except OSError:
         return None

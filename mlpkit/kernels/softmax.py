@@ -9,8 +9,15 @@ from __future__ import annotations
 import numpy as np
 
 from mlpkit.kernels import vmath
+from mlpkit.kernels.jit import ELEMENTWISE, kernel
 
-__all__ = ["cross_entropy_output", "softmax_forward", "softmax_pullback"]
+__all__ = [
+    "cross_entropy_curvature",
+    "cross_entropy_output",
+    "softmax_curvature",
+    "softmax_forward",
+    "softmax_pullback",
+]
 
 
 def softmax_forward(z, a):
@@ -50,26 +57,46 @@ def softmax_pullback(z, a, g):
                 g[p, j, t] = a[p, j, t] * (g[p, j, t] - dot[t])
 
 
-def cross_entropy_output(z, a, y, delta):
+def softmax_curvature(z, a, rz, ra, g, rg):
+    """G <- J^T g and rg <- R{J^T g} = ra_j (g_j - s) + a_j (rg_j - sum_k (ra_k g_k + a_k rg_k)), s = sum_k a_k g_k."""
+    panels, rows, lanes = g.shape
+    dot = np.empty(lanes, g.dtype)
+    rate = np.empty(lanes, g.dtype)
+    for p in range(panels):
+        for t in range(lanes):
+            dot[t] = 0
+            rate[t] = 0
+        for j in range(rows):
+            for t in range(lanes):
+                dot[t] += a[p, j, t] * g[p, j, t]
+                rate[t] += ra[p, j, t] * g[p, j, t] + a[p, j, t] * rg[p, j, t]
+        for j in range(rows):
+            for t in range(lanes):
+                off = g[p, j, t] - dot[t]
+                rg[p, j, t] = ra[p, j, t] * off + a[p, j, t] * (rg[p, j, t] - rate[t])
+                g[p, j, t] = a[p, j, t] * off
+
+
+def cross_entropy_output(z, a, y, delta, loss):
     """Loss -sum_j y_j log a_j and its derivative in z, from the logits.
 
     -log a_j = (max z - z_j) + log(1 + r), where r sums the other exponentials: a_j may underflow and r be far below the
     dtype's eps, but no logarithm of a vanishing number is taken, and nothing is added at the size of the logits. r and
-    its logarithm are in float64. On entry delta holds each element's weight.
+    its logarithm are in float64. On entry delta holds each element's weight, 0 where a term is left out.
     """
     panels, rows, lanes = z.shape
     largest = np.empty(lanes, np.int64)
     log_sum = np.empty(lanes, np.float64)
     mass = np.empty(lanes, z.dtype)
-    loss = 0.0
+    weight = np.empty(lanes, z.dtype)
     for p in range(panels):
+        _add_masses(y, delta, p, mass, weight)
         for t in range(lanes):
             largest[t] = 0
             log_sum[t] = 0
-            mass[t] = y[p, 0, t]
+            loss[p, t] = 0
         for j in range(1, rows):
             for t in range(lanes):
-                mass[t] += y[p, j, t]
                 if z[p, j, t] > z[p, largest[t], t]:
                     largest[t] = j
         for j in range(rows):
@@ -80,9 +107,35 @@ def cross_entropy_output(z, a, y, delta):
             log_sum[t] = vmath.log1p(log_sum[t])
         for j in range(rows):
             for t in range(lanes):
-                w = delta[p, j, t]
-                if w != 0:
+                used = delta[p, j, t] != 0 and y[p, j, t] != 0
+                if used:
                     below = np.float64(z[p, largest[t], t]) - np.float64(z[p, j, t])
-                    loss += np.float64(w) * np.float64(y[p, j, t]) * (below + log_sum[t])
-                    delta[p, j, t] = w * (mass[t] * a[p, j, t] - y[p, j, t])
-    return loss
+                    loss[p, t] += np.float64(weight[t]) * np.float64(y[p, j, t]) * (below + log_sum[t])
+                target = y[p, j, t] if used else z.dtype.type(0)
+                delta[p, j, t] = weight[t] * (mass[t] * a[p, j, t] - target)
+
+
+def cross_entropy_curvature(z, a, y, rz, ra, delta, rdelta):
+    """R{delta} = w ra_j sum_k y_k, since delta_j = w (a_j sum_k y_k - y_j); delta holds the weights."""
+    panels, rows, lanes = z.shape
+    mass = np.empty(lanes, z.dtype)
+    weight = np.empty(lanes, z.dtype)
+    for p in range(panels):
+        _add_masses(y, delta, p, mass, weight)
+        for j in range(rows):
+            for t in range(lanes):
+                rdelta[p, j, t] = weight[t] * (mass[t] * ra[p, j, t])
+
+
+@kernel(fastmath=ELEMENTWISE)
+def _add_masses(y, delta, p, mass, weight):
+    """Find each example's weight, and the sum of its targets as far as their terms are in use."""
+    _, rows, lanes = y.shape
+    for t in range(lanes):
+        mass[t] = 0
+        weight[t] = 0
+    for j in range(rows):
+        for t in range(lanes):
+            w = delta[p, j, t]
+            mass[t] += y[p, j, t] if w != 0 else y.dtype.type(0)
+            weight[t] = max(weight[t], w)

@@ -1,0 +1,72 @@
+"""Top-k: of each example's units the k largest pass, the others are 0 (Makhzani and Frey, 2013).
+
+Bodies of tile functions, as in softmax.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from mlpkit.kernels.jit import ELEMENTWISE, kernel
+
+__all__ = ["top_k_bodies"]
+
+
+@kernel(fastmath=ELEMENTWISE)
+def _thresholds(z, p, k, top, ties):
+    """Find each lane's k-th largest number, and how many that equal it still pass; top: (k, lanes) to work in."""
+    _, rows, lanes = z.shape
+    for i in range(k):
+        for t in range(lanes):
+            top[i, t] = -np.inf
+    for j in range(rows):
+        for t in range(lanes):
+            ties[t] = z[p, j, t]
+        for i in range(k):  # insert into a sorted list: the larger stays, the smaller goes on
+            for t in range(lanes):
+                stays = max(top[i, t], ties[t])
+                ties[t] = min(top[i, t], ties[t])
+                top[i, t] = stays
+    for t in range(lanes):
+        ties[t] = k
+    for j in range(rows):
+        for t in range(lanes):
+            ties[t] -= 1 if z[p, j, t] > top[k - 1, t] else 0
+
+
+def top_k_bodies(k: int) -> tuple[Callable[..., Any], Callable[..., Any], Callable[..., Any]]:
+    """Return forward, pullback and curvature for one k. Among equal numbers those of the lowest units pass."""
+
+    @kernel(fastmath=ELEMENTWISE)
+    def select(z, out):
+        """Set what does not pass to 0."""
+        panels, rows, lanes = z.shape
+        n = min(k, rows)
+        top, ties = np.empty((n, lanes), z.dtype), np.empty(lanes, z.dtype)
+        for p in range(panels):
+            _thresholds(z, p, n, top, ties)
+            for j in range(rows):
+                for t in range(lanes):
+                    value, least = z[p, j, t], top[n - 1, t]
+                    tied = value == least
+                    if value < least or (tied and ties[t] <= 0):  # false for NaN, which must pass
+                        out[p, j, t] = 0
+                    ties[t] -= 1 if tied else 0
+
+    def forward(z, a):
+        flat, out = z.reshape(-1), a.reshape(-1)
+        for i in range(flat.size):
+            out[i] = flat[i]
+        select(z, a)
+
+    def pullback(z, a, g):
+        select(z, g)
+
+    def curvature(z, a, rz, ra, g, rg):
+        select(z, g)
+        select(z, rg)
+
+    return forward, pullback, curvature
