@@ -25,6 +25,7 @@ from mlpkit.objective import Objective
 from mlpkit.optimizers import LBFGS, GradientDescent
 from mlpkit.penalties import KLSparsity
 from mlpkit.system import package_version, show_config
+from mlpkit.user_penalties import penalty
 
 __version__ = package_version("mlpkit")
 
@@ -53,6 +54,7 @@ __all__ = [
     "losses",
     "maximal_inputs",
     "numerical_gradient",
+    "penalty",
     "plotting",
     "preprocessing",
     "set_num_threads",
