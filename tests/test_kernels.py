@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from mlpkit.kernels import simd, tiles
 from mlpkit.kernels.pointers import at
-from mlpkit.kernels.simd import accumulate_outer, accumulate_sums, affine
+from mlpkit.kernels.simd import accumulate_outer, accumulate_sums, affine, affine_onto
 from mlpkit.kernels.tiles import pack_panels, unpack_panels
 
 DTYPES = (np.float64, np.float32)
@@ -21,6 +21,11 @@ def run_affine(W, row_stride, column_stride, rows, columns, bias, u, u_panel, x,
         at(W, 0), row_stride, column_stride, rows, columns, at(bias, 0), at(u, 0), u_panel, at(x, 0), at(z, 0),
         panels, n_lanes,
     )  # fmt: skip
+
+
+@numba.njit(error_model="numpy")
+def run_affine_onto(W, row_stride, column_stride, rows, columns, x, z, panels, n_lanes):
+    affine_onto(at(W, 0), row_stride, column_stride, rows, columns, at(x, 0), at(z, 0), panels, n_lanes)
 
 
 @numba.njit(error_model="numpy")
@@ -65,6 +70,33 @@ def test_affine_equals_numpy_in_both_orientations(dtype, rows, columns, panels, 
         z = np.full((panels, rows, n_lanes), np.nan, dtype)
         run_affine(matrix, row_stride, column_stride, rows, columns, bias, u, n_lanes, x, z, panels, n_lanes)
         assert close(z, expected, columns)
+        run_affine_onto(matrix, row_stride, column_stride, rows, columns, x, z, panels, n_lanes)
+        assert close(z, 2 * expected - bias[:, None] * u[:, None, :], 2 * columns)
+
+
+@pytest.mark.parametrize(
+    ("name", "features", "avx", "bits"),
+    [
+        ("haswell", None, True, "host"),  # the name alone changes how Numba schedules, not what it may use
+        ("generic", "", True, 128),
+        ("haswell", "+avx2,+fma", True, 256),
+        (None, "+sse2, +avx2, -avx512f", True, 256),
+        (None, "+avx2,+avx512fp16", True, 256),
+        ("generic", "+avx2,+avx512f", True, 512),
+        (None, None, False, 128),  # NUMBA_ENABLE_AVX=0
+    ],
+)
+def test_vector_width_is_that_of_the_features_numba_compiles_for(monkeypatch, name, features, avx, bits):
+    config = numba.config
+    with monkeypatch.context() as patch:
+        patch.setattr(config, "CPU_NAME", None)
+        patch.setattr(config, "CPU_FEATURES", None)
+        patch.setattr(config, "ENABLE_AVX", True)
+        host = simd._vector_bits()
+    monkeypatch.setattr(config, "CPU_NAME", name)
+    monkeypatch.setattr(config, "CPU_FEATURES", features)
+    monkeypatch.setattr(config, "ENABLE_AVX", avx)
+    assert simd._vector_bits() == (host if bits == "host" else bits)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -9,7 +9,17 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-__all__ = ["at", "call_elementwise", "call_output", "choose", "claim", "pointer", "shift"]
+__all__ = [
+    "at",
+    "call_curvature",
+    "call_elementwise",
+    "call_output",
+    "call_output_curvature",
+    "choose",
+    "claim",
+    "pointer",
+    "shift",
+]
 
 
 @intrinsic
@@ -90,3 +100,15 @@ def call_elementwise(typingctx, address, z, a, g, rows, panels):
 def call_output(typingctx, address, z, a, y, delta, rows, panels):
     """Call a loss's tile function: float64(z, a, y, delta, rows, panels)."""
     return _caller(types.float64, 4, 2)(address, z, a, y, delta, rows, panels)
+
+
+@intrinsic
+def call_curvature(typingctx, address, z, a, rz, ra, g, rg, rows, panels):
+    """Call an activation's tile function: void(z, a, rz, ra, g, rg, rows, panels)."""
+    return _caller(types.void, 6, 2)(address, z, a, rz, ra, g, rg, rows, panels)
+
+
+@intrinsic
+def call_output_curvature(typingctx, address, z, a, y, rz, ra, delta, rdelta, rows, panels):
+    """Call a loss's tile function: void(z, a, y, rz, ra, delta, rdelta, rows, panels)."""
+    return _caller(types.void, 7, 2)(address, z, a, y, rz, ra, delta, rdelta, rows, panels)

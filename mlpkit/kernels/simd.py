@@ -6,7 +6,7 @@ a network needs:
 
 - `affine`, the broadcast product: ``z[j, t] = bias[j] u[t] + sum_k W[j, k] x[k, t]``. It serves the forward pass
   (u = 1), the propagation of deltas (W transposed by swapping strides, bias = the sparsity term, u = the weights), and,
-  with no columns at all, filling a tile with bias[j] u[t].
+  with no columns at all, filling a tile with bias[j] u[t]. `affine_onto` adds a second product to the first.
 - `accumulate_outer`, the dot product: ``g[j, k] += sum_t d[j, t] x[k, t]``, the gradient of the weights.
 
 Both are register-blocked: a block of MR rows by some columns of accumulators that fits the host's vector registers.
@@ -36,6 +36,7 @@ __all__ = [
     "accumulate_sums",
     "affine",
     "affine_narrow",
+    "affine_onto",
     "lanes",
     "transpose",
 ]
@@ -44,15 +45,16 @@ _I32, _I64 = ir.IntType(32), ir.IntType(64)
 
 
 def _vector_bits() -> int:
-    """Return the width of the vector registers that Numba compiles for."""
-    name, listed = numba.config.CPU_NAME, numba.config.CPU_FEATURES
+    """Return the width of the vector registers that Numba compiles for: it takes features, not a name, as given."""
+    listed = numba.config.CPU_FEATURES
     if listed is not None:
-        wide, middle = "+avx512f" in listed, "+avx2" in listed
-    elif name is not None:
-        wide = "avx512" in name or name in {"znver4", "znver5", "icelake-server", "sapphirerapids"}
-        middle = name in {"haswell", "broadwell", "skylake", "znver1", "znver2", "znver3", "x86-64-v3"}
+        names = {name.strip() for name in listed.split(",")}
+        wide, middle = "+avx512f" in names, "+avx2" in names
     else:
-        features = llvm.get_host_cpu_features()
+        try:
+            features = llvm.get_host_cpu_features() if numba.config.ENABLE_AVX else {}
+        except RuntimeError:  # llvmlite cannot tell; Numba then compiles for what every such processor has
+            features = {}
         wide, middle = features.get("avx512f", False), features.get("avx2", False)
     return 512 if wide else 256 if middle else 128
 
@@ -261,8 +263,8 @@ def _make_affine_block(rows, n_vectors):
     return block
 
 
-def _make_affine(n_vectors):
-    """Make `affine` for panels of `n_vectors` registers."""
+def _make_affine(n_vectors, onto=0):
+    """Make `affine` for panels of `n_vectors` registers; `onto`: add to what z holds, bias and u are not read."""
     block1, block2, block3, block4, block5, block6 = (_make_affine_block(n, n_vectors) for n in range(1, 7))
 
     @kernel
@@ -287,17 +289,17 @@ def _make_affine(n_vectors):
                     z_j = shift(z, (p * rows + j) * n_lanes)
                     size = end - j
                     if size == 6:
-                        block6(depth, k, W_jk, row_stride, column_stride, b_j, u_p, x_k, z_j)
+                        block6(depth, k + onto, W_jk, row_stride, column_stride, b_j, u_p, x_k, z_j)
                     elif size == 5:
-                        block5(depth, k, W_jk, row_stride, column_stride, b_j, u_p, x_k, z_j)
+                        block5(depth, k + onto, W_jk, row_stride, column_stride, b_j, u_p, x_k, z_j)
                     elif size == 4:
-                        block4(depth, k, W_jk, row_stride, column_stride, b_j, u_p, x_k, z_j)
+                        block4(depth, k + onto, W_jk, row_stride, column_stride, b_j, u_p, x_k, z_j)
                     elif size == 3:
-                        block3(depth, k, W_jk, row_stride, column_stride, b_j, u_p, x_k, z_j)
+                        block3(depth, k + onto, W_jk, row_stride, column_stride, b_j, u_p, x_k, z_j)
                     elif size == 2:
-                        block2(depth, k, W_jk, row_stride, column_stride, b_j, u_p, x_k, z_j)
+                        block2(depth, k + onto, W_jk, row_stride, column_stride, b_j, u_p, x_k, z_j)
                     else:
-                        block1(depth, k, W_jk, row_stride, column_stride, b_j, u_p, x_k, z_j)
+                        block1(depth, k + onto, W_jk, row_stride, column_stride, b_j, u_p, x_k, z_j)
                     j = end
                 k += depth
                 if k >= columns:
@@ -308,6 +310,13 @@ def _make_affine(n_vectors):
 
 affine = _make_affine(VECTORS)
 affine_narrow = _make_affine(1)  # for no more examples than a register has lanes; n_lanes is the register's
+_affine_onto = _make_affine(VECTORS, onto=1)
+
+
+@kernel
+def affine_onto(W, row_stride, column_stride, rows, columns, x, z, panels, n_lanes):
+    """z[p, j, t] += sum_k W[j, k] x[p, k, t], otherwise as `affine`."""
+    _affine_onto(W, row_stride, column_stride, rows, columns, W, W, 0, x, z, panels, n_lanes)
 
 
 # The dot product -----------------------------------------------------------------------------------------------
