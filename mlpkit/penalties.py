@@ -84,6 +84,13 @@ class KLSparsity:
         with np.errstate(over="ignore"):  # a dead unit's slope may pass the largest float64
             return self.beta * (-self.rho / r + (1.0 - self.rho) / (1.0 - r))
 
+    def second_derivative(self, rho_hat: ArrayLike) -> NDArray[np.float64]:
+        """Return beta * (rho / rho_hat**2 + (1 - rho) / (1 - rho_hat)**2) for each unit, 0 where it is clamped."""
+        r = _clamp(rho_hat)
+        with np.errstate(over="ignore"):
+            bend = self.beta * (self.rho / (r * r) + (1.0 - self.rho) / ((1.0 - r) * (1.0 - r)))
+        return np.where((rho_hat < r) | (rho_hat > r), 0.0, bend)
+
 
 def _clamp(rho_hat: ArrayLike) -> NDArray[np.float64]:
     """Keep means away from 0 and 1, where the divergence is infinite; NaN stays."""
