@@ -15,7 +15,7 @@ from mlpkit import vmath
 
 @mlpkit.activation(range=(-0.43, 0.43))
 def wavelet(z):
-    """z e^(-z^2), the derivative of a Gaussian: it answers to a narrow band of its input only."""
+    """A Gaussian's derivative, z e^(-z^2): it answers to a narrow band of its input only."""
     return z * vmath.exp(-z * z)
 
 
