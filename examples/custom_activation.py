@@ -15,7 +15,7 @@ from mlpkit import vmath
 
 @mlpkit.activation(range=(-0.43, 0.43))
 def wavelet(z):
-    """A Gaussian's derivative, z e^(-z^2): it answers to a narrow band of its input only."""
+    """Return z e^(-z^2), a Gaussian's derivative: it answers to a narrow band of its input only."""
     return z * vmath.exp(-z * z)
 
 
