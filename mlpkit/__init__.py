@@ -21,9 +21,10 @@ from mlpkit.layers import Dense, Input
 from mlpkit.losses import loss
 from mlpkit.mlp import MLP
 from mlpkit.model_file import load
+from mlpkit.noise import GaussianNoise, MaskingNoise, SaltAndPepperNoise
 from mlpkit.objective import Objective
 from mlpkit.optimizers import LBFGS, GradientDescent
-from mlpkit.penalties import KLSparsity
+from mlpkit.penalties import KLSparsity, L1Sparsity, MeanPenalty
 from mlpkit.system import package_version, show_config
 from mlpkit.user_penalties import penalty
 
@@ -33,14 +34,19 @@ __all__ = [
     "LBFGS",
     "MLP",
     "Dense",
+    "GaussianNoise",
     "GradientDescent",
     "Input",
     "InvalidArgumentError",
     "KLSparsity",
+    "L1Sparsity",
+    "MaskingNoise",
+    "MeanPenalty",
     "MissingExtraError",
     "MlpkitError",
     "ModelFormatError",
     "Objective",
+    "SaltAndPepperNoise",
     "TargetRangeWarning",
     "activation",
     "activations",

@@ -35,6 +35,7 @@ from mlpkit.kernels.jit import blas_limited
 from mlpkit.layers import parameter_blocks
 from mlpkit.mlp import MLP, check_network
 from mlpkit.objective import Objective
+from mlpkit.weights import ClassWeight
 
 __all__ = [
     "BlockCheck",
@@ -269,6 +270,8 @@ def check_gradient(
     epsilon: float = 1e-4,
     sample_weight: ArrayLike | None = None,
     *,
+    class_weight: ClassWeight | None = None,
+    mask: ArrayLike | None = None,
     seed: int = 0,
 ) -> GradientReport:
     """Check the gradient of a network's objective at its present parameters, on any data.
@@ -289,6 +292,8 @@ def check_gradient(
         The step of the differences, positive.
     sample_weight : array-like, shape (m,), optional
         Weights of the examples.
+    class_weight, mask
+        Weights of the classes, and which targets count; as `mlpkit.Objective` takes them.
     seed : int
         Seed of the sample of parameters in large networks.
 
@@ -317,7 +322,7 @@ def check_gradient(
         blocks[f"b^({number})"] = slice(block.b, block.end)
     theta = net.theta.astype(np.float64)
     with blas_limited():
-        objective = Objective(net, X, Y, sample_weight=sample_weight)
+        objective = Objective(net, X, Y, sample_weight, class_weight=class_weight, mask=mask)
         if net.dtype == np.float64:
             return compare_gradients(objective.value_and_gradient, theta, blocks, epsilon, seed=seed)
         _, single = objective.value_and_gradient(net.theta.copy())
@@ -326,7 +331,7 @@ def check_gradient(
         X, Y, sample_weight = (_rounded(values, net.dtype) for values in (X, Y, sample_weight))
         with warnings.catch_warnings():  # about targets: the first objective has warned
             warnings.simplefilter("ignore", TargetRangeWarning)
-            exact = Objective(_float64_copy(net), X, Y, sample_weight=sample_weight)
+            exact = Objective(_float64_copy(net), X, Y, sample_weight, class_weight=class_weight, mask=mask)
         report = compare_gradients(exact.value_and_gradient, theta, blocks, epsilon, seed=seed)
         cost, gradient = exact.value_and_gradient(theta)
     smallest = _ROUNDING * float(np.finfo(net.dtype).eps) * abs(cost) / TOLERANCE

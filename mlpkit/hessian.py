@@ -16,6 +16,7 @@ from mlpkit.kernels.jit import get_num_threads, launch
 from mlpkit.kernels.tiles import aligned_empty, cut
 from mlpkit.losses.record import output_curvature_tile
 from mlpkit.plan import Plan
+from mlpkit.weights import Packed
 
 __all__ = ["HessianProducts"]
 
@@ -53,8 +54,10 @@ class HessianProducts:
             row[second_order.TANGENT] = tangent_tile(layer.activation, dtype).address
             row[second_order.CURVATURE] = curvature_tile(layer.activation, dtype).address
         self._output: int = output_curvature_tile(plan.loss, plan.dense[top].activation, dtype).address
-        # A sparse output layer needs room for the second part of its delta, and for that one's rate.
-        self._rows = second_order.FIELDS * plan.n_units + (2 * plan.dense[top].units if top in plan.sparse else 0)
+        # A penalised output layer needs room for the second part of its delta, and for that one's rate.
+        self._rows = second_order.FIELDS * plan.n_units + (
+            2 * plan.dense[top].units if plan.dense[top].penalties else 0
+        )
         live = plan.blocks[0].n_in + plan.dense[top].units + self._rows
         self._cut = cut(plan.cut.n_panels * plan.lanes, dtype, live, self._rows, plan.n_parameters)
         self._sums, self._rates = (np.zeros((self._cut.n_pieces, plan.n_units)) for _ in range(2))
@@ -85,9 +88,10 @@ class HessianProducts:
         self,
         theta: NDArray[Any],
         v: NDArray[Any],
-        data: tuple[NDArray[Any], ...],
+        data: Packed,
         total_weight: float,
         decay: NDArray[Any],
+        strengths: NDArray[Any],
         steepest: float,
         out: NDArray[Any],
     ) -> None:
@@ -97,12 +101,14 @@ class HessianProducts:
         ----------
         theta, v, out : ndarray, shape (n_parameters,)
             Contiguous, in the network's dtype.
-        data : tuple of ndarray
-            Packed inputs, targets and weights.
+        data : Packed
+            Packed inputs, targets and weights, as the sweeps take them.
         total_weight : float
             The sum of the weights.
         decay : ndarray
             lambda of each dense layer.
+        strengths : ndarray
+            Of each dense layer's L1 penalty.
         steepest : float
             What sparsity terms are held to, lest an infinite one meet an f' of 0.
         """
@@ -114,12 +120,12 @@ class HessianProducts:
         tiling = (c.n_panels, c.strip_panels, c.span_panels, plan.lanes)
         if plan.sparse:
             launch(
-                second_order.mean_rates_sweep, network, plan.n_kept, tiling, c.piece_strips, self._held, data[0],
-                data[2], self._sums, self._rates, self._counter, workers=workers,
+                second_order.mean_rates_sweep, network, plan.n_kept, tiling, c.piece_strips, self._held, data.X,
+                data.weights, self._sums, self._rates, self._counter, workers=workers,
             )  # fmt: skip
             means, rates = (sums.sum(axis=0) / total_weight for sums in (self._sums, self._rates))
             self._find_terms(means, rates, steepest)
-        work = (self._held, data, self._output, self._terms)
+        work: tuple[Any, ...] = (self._held, tuple(data), self._output, (*self._terms, strengths))
         whole = (self._counter, plan.dtype.type(1.0 / total_weight), decay, out)
         if c.by_rows:
             launch(second_order.product_by_rows, network, tiling, *work, *whole, workers=workers)
@@ -134,9 +140,10 @@ class HessianProducts:
         """
         for i in self._plan.sparse:
             units, layer = self._plan.units(i), self._plan.dense[i]
-            f, penalty = layer.activation, layer.sparsity
-            assert penalty is not None
-            rho_hat, s = f.to_unit(means[units]), f.unit_slope
-            found = (s * penalty.derivative(rho_hat), s * s * penalty.second_derivative(rho_hat) * rates[units])
-            for terms, values in zip(self._terms, found, strict=True):
+            rho_hat, s = layer.to_unit(means[units]), layer.unit_slope
+            slope, bend = np.zeros((2, rho_hat.size))
+            for penalty in layer.mean_penalties:
+                slope += s * penalty.derivative(rho_hat)
+                bend += s * s * penalty.second_derivative(rho_hat)
+            for terms, values in zip(self._terms, (slope, bend * rates[units]), strict=True):
                 terms[units] = np.minimum(np.maximum(values, -steepest), steepest)

@@ -19,13 +19,22 @@ from mlpkit import activations
 from mlpkit.activations import INITIALIZERS, Activation
 from mlpkit.checks import check_choice, check_flag, check_integer, check_number
 from mlpkit.errors import InvalidArgumentError
-from mlpkit.penalties import KLSparsity
+from mlpkit.noise import Noise, check_noise, noise_config, noise_from_config
+from mlpkit.penalties import (
+    KLSparsity,
+    L1Sparsity,
+    LayerPenalty,
+    MeanPenalty,
+    check_penalties,
+    penalty_config,
+    penalty_from_config,
+)
 
 __all__ = [
     "Dense",
     "Input",
     "ParameterBlock",
-    "check_ties",
+    "check_layers",
     "draw_parameters",
     "layer_config",
     "layer_from_config",
@@ -37,6 +46,13 @@ __all__ = [
 class Input:
     """The input layer L_1: `units` numbers an example.
 
+    Parameters
+    ----------
+    units : int
+        How many.
+    noise : MaskingNoise, GaussianNoise or SaltAndPepperNoise, optional
+        What `MLP.fit`, and nothing else, does to the inputs; see `mlpkit.noise`.
+
     Examples
     --------
     >>> Input(64).units
@@ -44,9 +60,14 @@ class Input:
     """
 
     units: int
+    noise: Noise | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "units", check_integer(self.units, "Input units", low=1))
+        check_noise(self.noise)
+
+    def __repr__(self) -> str:
+        return f"Input({self.units})" if self.noise is None else f"Input({self.units}, noise={self.noise!r})"
 
 
 @dataclass(frozen=True)
@@ -59,8 +80,8 @@ class Dense:
         Number of units s_{l+1}.
     activation : str or Activation
         f, by name or as an object.
-    sparsity : KLSparsity, optional
-        Penalty on the units' mean activations; the activation's range must be bounded.
+    sparsity : KLSparsity, L1Sparsity, MeanPenalty, or list of such, optional
+        Penalties on the units' activations. For KL the activation's range must be bounded.
     weight_decay : float, optional
         lambda of this layer's W; the network's own if None.
     init : str or float, optional
@@ -88,7 +109,7 @@ class Dense:
 
     units: int
     activation: Activation
-    sparsity: KLSparsity | None
+    sparsity: LayerPenalty | tuple[LayerPenalty, ...] | None
     weight_decay: float | None
     init: str | float | None
     bias: bool
@@ -99,21 +120,14 @@ class Dense:
         units: int,
         activation: str | Activation,
         *,
-        sparsity: KLSparsity | None = None,
+        sparsity: LayerPenalty | Sequence[LayerPenalty] | None = None,
         weight_decay: float | None = None,
         init: str | float | None = None,
         bias: bool = True,
         tied_to: int | None = None,
     ) -> None:
         f = activations.get(activation)
-        if sparsity is not None:
-            if not isinstance(sparsity, KLSparsity):
-                raise InvalidArgumentError(f"sparsity must be a KLSparsity or None; found {sparsity!r}")
-            if not np.all(np.isfinite(f.range)):
-                raise InvalidArgumentError(
-                    "sparsity needs an activation of bounded range, whose mean can be mapped to [0, 1]; "
-                    f"found {f.name!r} with range {f.range}"
-                )
+        kept = check_penalties(sparsity)
         if weight_decay is not None:
             weight_decay = check_number(weight_decay, "weight_decay", low=0)
         if isinstance(init, str):
@@ -131,7 +145,7 @@ class Dense:
         fields = {
             "units": check_integer(units, "Dense units", low=1),
             "activation": f,
-            "sparsity": sparsity,
+            "sparsity": kept,
             "weight_decay": weight_decay,
             "init": init,
             "bias": check_flag(bias, "bias"),
@@ -139,6 +153,41 @@ class Dense:
         }
         for name, value in fields.items():
             object.__setattr__(self, name, value)
+        if not self._bounded and any(isinstance(penalty, KLSparsity) for penalty in self.penalties):
+            raise InvalidArgumentError(
+                "sparsity by KL needs an activation of bounded range, whose mean can be mapped to [0, 1]; "
+                f"found {f.name!r} with range {f.range}"
+            )
+
+    @property
+    def penalties(self) -> tuple[LayerPenalty, ...]:
+        """All penalties on the layer's activations."""
+        if self.sparsity is None:
+            return ()
+        return self.sparsity if isinstance(self.sparsity, tuple) else (self.sparsity,)
+
+    @property
+    def mean_penalties(self) -> tuple[KLSparsity | MeanPenalty, ...]:
+        """Those on mean activations."""
+        return tuple(penalty for penalty in self.penalties if not isinstance(penalty, L1Sparsity))
+
+    @property
+    def l1_strength(self) -> float:
+        """The strength of the L1 penalty, 0 where there is none."""
+        return sum(penalty.strength for penalty in self.penalties if isinstance(penalty, L1Sparsity))
+
+    @property
+    def _bounded(self) -> bool:
+        return bool(np.isfinite(self.activation.range).all())
+
+    def to_unit(self, mean: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Map mean activations to [0, 1] where the activation's range is bounded."""
+        return self.activation.to_unit(mean) if self._bounded else mean
+
+    @property
+    def unit_slope(self) -> float:
+        """The derivative of that map."""
+        return self.activation.unit_slope if self._bounded else 1.0
 
     def __repr__(self) -> str:
         parts = [str(self.units), repr(self.activation.name)]
@@ -206,13 +255,28 @@ def parameter_blocks(layers: Sequence[Input | Dense]) -> list[ParameterBlock]:
     return blocks
 
 
-def check_ties(layers: Sequence[Input | Dense]) -> None:
-    """Refuse a layer that is tied to one that is not before it, is tied itself, or has another shape.
+def check_layers(layers: Any) -> tuple[Input | Dense, ...]:
+    """Return a list of layers as a tuple if it makes a network, or say what is wrong.
 
     Examples
     --------
-    >>> check_ties([Input(3), Dense(2, "sigmoid"), Dense(3, "sigmoid", tied_to=1)])
+    >>> check_layers([Input(3), Dense(2, "sigmoid"), Dense(3, "sigmoid", tied_to=1)])[0].units
+    3
     """
+    if not isinstance(layers, Sequence) or isinstance(layers, str):
+        raise InvalidArgumentError(f"layers must be a list of layers; found {type(layers).__name__}")
+    if len(layers) < 2:
+        raise InvalidArgumentError(f"layers must hold an Input and at least one Dense; found {len(layers)} layer(s)")
+    for i, layer in enumerate(layers):
+        expected = Input if i == 0 else Dense
+        if not isinstance(layer, expected):
+            raise InvalidArgumentError(f"layers[{i}] must be {expected.__name__}; found {layer!r}")
+    _check_ties(layers)
+    return tuple(layers)
+
+
+def _check_ties(layers: Sequence[Input | Dense]) -> None:
+    """Refuse a layer that is tied to one that is not before it, is tied itself, or has another shape."""
     for i, layer in enumerate(layers):
         if not isinstance(layer, Dense) or layer.tied_to is None:
             continue
@@ -280,13 +344,17 @@ def _draw_weights(
 def layer_config(layer: Input | Dense) -> dict[str, Any]:
     """Return a layer as plain values that JSON can hold; what was added later is left out where it is not used."""
     if isinstance(layer, Input):
-        return {"type": "Input", "units": layer.units}
-    sparsity = layer.sparsity
+        entry = {"type": "Input", "units": layer.units}
+        return entry if layer.noise is None else {**entry, "noise": noise_config(layer.noise)}
+    sparsity: Any = layer.sparsity
+    if sparsity is not None:
+        entries = [penalty_config(penalty) for penalty in layer.penalties]
+        sparsity = entries if isinstance(sparsity, tuple) else entries[0]
     entry = {
         "type": "Dense",
         "units": layer.units,
         "activation": layer.activation.name,
-        "sparsity": None if sparsity is None else {"type": "KLSparsity", "rho": sparsity.rho, "beta": sparsity.beta},
+        "sparsity": sparsity,
         "weight_decay": layer.weight_decay,
         "init": layer.init,
         "bias": layer.bias,
@@ -300,11 +368,11 @@ def layer_from_config(entry: dict[str, Any]) -> Input | Dense:
     """Return the layer that `layer_config` described."""
     kind = check_choice(entry["type"], "type", ("Input", "Dense"))
     if kind == "Input":
-        return Input(entry["units"])
+        return Input(entry["units"], noise_from_config(entry["noise"]) if "noise" in entry else None)
     sparsity = entry["sparsity"]
     if sparsity is not None:
-        check_choice(sparsity["type"], "sparsity type", ("KLSparsity",))
-        sparsity = KLSparsity(sparsity["rho"], sparsity["beta"])
+        several = [penalty_from_config(p) for p in (sparsity if isinstance(sparsity, list) else [sparsity])]
+        sparsity = several if isinstance(sparsity, list) else several[0]
     return Dense(
         entry["units"],
         entry["activation"],

@@ -13,12 +13,13 @@ from numpy.typing import ArrayLike, NDArray
 from mlpkit import losses
 from mlpkit.checks import check_choice, check_fits, check_integer, check_matrix, check_number, check_out, check_vector
 from mlpkit.errors import InvalidArgumentError
-from mlpkit.layers import Dense, Input, check_ties, draw_parameters, layer_config, layer_from_config, parameter_blocks
+from mlpkit.layers import Dense, Input, check_layers, draw_parameters, layer_config, layer_from_config, parameter_blocks
 from mlpkit.losses import Loss
 from mlpkit.prediction import Predictor
 
 if TYPE_CHECKING:
     from mlpkit.training import FitResult
+    from mlpkit.weights import ClassWeight
 
 __all__ = ["MLP", "check_network"]
 
@@ -61,7 +62,7 @@ class MLP:
         dtype: Any = "float64",
         seed: int | np.random.Generator | None = None,
     ) -> None:
-        self._layers = _check_layers(layers)
+        self._layers = check_layers(layers)
         self._loss = losses.get(loss)
         self._loss.check_activation(self._layers[-1].activation)  # type: ignore[union-attr]
         self._weight_decay = check_number(weight_decay, "weight_decay", low=0)
@@ -80,6 +81,7 @@ class MLP:
         check_fits(self._weight_decay, "weight_decay", self._dtype)
         for i, layer in enumerate(self._layers):
             if isinstance(layer, Dense):
+                check_fits(layer.l1_strength, f"strength of layers[{i}]", self._dtype)
                 for name in ("weight_decay", "init"):
                     value = getattr(layer, name)
                     if isinstance(value, float):
@@ -233,8 +235,18 @@ class MLP:
         labels = np.where(outputs >= 0.5 * (low + high), int(high), int(low)).astype(np.int64)
         return labels[:, 0] if labels.shape[1] == 1 else labels
 
-    def evaluate(self, X: ArrayLike, Y: ArrayLike, sample_weight: ArrayLike | None = None) -> dict[str, float]:
+    def evaluate(
+        self,
+        X: ArrayLike,
+        Y: ArrayLike,
+        sample_weight: ArrayLike | None = None,
+        *,
+        class_weight: ClassWeight | None = None,
+        mask: ArrayLike | None = None,
+    ) -> dict[str, float]:
         """Return the terms of J on data: ``data``, ``weight_decay`` and ``sparsity``, which sum to J.
+
+        The arguments are those of `Objective`.
 
         Examples
         --------
@@ -244,7 +256,9 @@ class MLP:
         """
         from mlpkit.objective import Objective
 
-        return Objective(self, X, Y, sample_weight, keep_activations=False).terms(self._theta)
+        return Objective(self, X, Y, sample_weight, keep_activations=False, class_weight=class_weight, mask=mask).terms(
+            self._theta
+        )
 
     def fit(
         self,
@@ -253,6 +267,8 @@ class MLP:
         optimizer: Any = None,
         *,
         sample_weight: ArrayLike | None = None,
+        class_weight: ClassWeight | None = None,
+        mask: ArrayLike | None = None,
         keep_activations: bool | None = None,
         progress: bool = False,
     ) -> FitResult:
@@ -266,9 +282,7 @@ class MLP:
             Targets, shape (m, s_{n_l}); class labels (m,) for cross-entropy; X itself for an autoencoder.
         optimizer : optimizer, optional
             `LBFGS()` by default.
-        sample_weight : array-like, shape (m,), optional
-            A weight for each example.
-        keep_activations : bool, optional
+        sample_weight, class_weight, mask, keep_activations
             See `Objective`.
         progress : bool
             Show a progress line (extra ``progress``).
@@ -293,6 +307,8 @@ class MLP:
             Y,
             optimizer=optimizer,
             sample_weight=sample_weight,
+            class_weight=class_weight,
+            mask=mask,
             keep_activations=keep_activations,
             progress=progress,
         )
@@ -352,8 +368,7 @@ class MLP:
         return copy.deepcopy(self)  # two networks never share one theta
 
     def __repr__(self) -> str:
-        layers = (f"Input({layer.units})" if isinstance(layer, Input) else repr(layer) for layer in self._layers)
-        parts = [f"[{', '.join(layers)}]", f"loss={self._loss.name!r}"]
+        parts = [f"[{', '.join(map(repr, self._layers))}]", f"loss={self._loss.name!r}"]
         if self._weight_decay:
             parts.append(f"weight_decay={self._weight_decay:g}")
         if self._dtype != np.float64:
@@ -368,19 +383,6 @@ def check_network(net: Any) -> MLP:
     if not isinstance(net, MLP):
         raise InvalidArgumentError(f"net must be an MLP; found {type(net).__name__}")
     return net
-
-
-def _check_layers(layers: Any) -> tuple[Input | Dense, ...]:
-    if not isinstance(layers, Sequence) or isinstance(layers, str):
-        raise InvalidArgumentError(f"layers must be a list of layers; found {type(layers).__name__}")
-    if len(layers) < 2:
-        raise InvalidArgumentError(f"layers must hold an Input and at least one Dense; found {len(layers)} layer(s)")
-    for i, layer in enumerate(layers):
-        expected = Input if i == 0 else Dense
-        if not isinstance(layer, expected):
-            raise InvalidArgumentError(f"layers[{i}] must be {expected.__name__}; found {layer!r}")
-    check_ties(layers)
-    return tuple(layers)
 
 
 def _check_dtype(dtype: Any) -> np.dtype[Any]:

@@ -1,7 +1,7 @@
 """The objective J(theta) of the notes, its terms and its exact gradient, over data held in memory.
 
     J(theta) = sum_i w_i loss(h(x_i), y_i) / sum_i w_i  +  sum_l lambda_l / 2 sum (W^(l))^2
-             + sum over sparse layers  beta sum_j KL(rho || rho_hat_j)
+             + sum over sparse layers  beta sum_j KL(rho || rho_hat_j), or other penalties on activations
 
 rho_hat is a mean over *all* examples, so where a layer is sparse one sweep forward over everything comes before the
 sweep that goes backward (section 3 of the notes). Between the two, the hidden activations are kept, or computed again
@@ -11,22 +11,21 @@ where they would take too much memory; both ways give the same bits. Division by
 from __future__ import annotations
 
 import os
-import sys
-import warnings
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from mlpkit.checks import check_flag, check_out, check_vector, real_array
-from mlpkit.errors import InvalidArgumentError, TargetRangeWarning
+from mlpkit.checks import check_flag, check_out, real_array
+from mlpkit.data import Data
+from mlpkit.errors import InvalidArgumentError
 from mlpkit.hessian import HessianProducts
 from mlpkit.kernels import sweeps
 from mlpkit.kernels.jit import Exclusive, get_num_threads, hold_blas_while_alive, launch
 from mlpkit.kernels.tiles import aligned_empty
 from mlpkit.mlp import MLP, check_network
 from mlpkit.plan import Plan
-from mlpkit.sources import Labels, Rows, pack_rows, same_rows
+from mlpkit.weights import ClassWeight
 
 __all__ = ["Evaluation", "Objective"]
 
@@ -99,6 +98,14 @@ class Objective:
     keep_activations : bool, optional
         Whether to keep the hidden activations from the first sweep to the second (the notes' first way) or to compute
         them twice (the second way). None keeps them if they take at most a quarter of the free memory.
+    class_weight : mapping, array-like or "balanced", optional
+        Weights of the classes, for cross-entropy, and for binary cross-entropy with one output: a mapping from labels
+        (1 for those it does not name), or one weight for each class. w_i is multiplied by that of the example's class;
+        where targets are probabilities, by their mean, sum_j y_ij c_j. ``"balanced"`` gives each class the same weight
+        in all.
+    mask : array-like of bool, shape (m, s_{n_l}), optional
+        True where a target counts. The others, which may be NaN, bring nothing to loss and gradient, and are read as 0
+        by class weights; the sum of weights that J is divided by stays what it is.
 
     Raises
     ------
@@ -121,53 +128,40 @@ class Objective:
         Y: ArrayLike,
         sample_weight: ArrayLike | None = None,
         keep_activations: bool | None = None,
+        *,
+        class_weight: ClassWeight | None = None,
+        mask: ArrayLike | None = None,
     ) -> None:
         check_network(net)
         if keep_activations is not None:
             keep_activations = check_flag(keep_activations, "keep_activations")
         self.net = net
         dtype = net.dtype
-        rows = Rows(X, "X", net.sizes[0], dtype)
-        same = Y is X and net.sizes[-1] == net.sizes[0] and not net.loss.class_targets
-        targets = rows if same else _targets(net, Y)
-        if targets.shape[0] != rows.shape[0]:
-            raise InvalidArgumentError(f"Y must have as many rows as X, {rows.shape[0]}; found {targets.shape[0]}")
-        weights = _check_weights(sample_weight, rows.shape[0])
-        for data in {rows, targets}:
-            data.check()
-        used = None if weights is None or weights.all() else np.flatnonzero(weights)
-        if weights is not None and used is not None:
-            weights = weights[used]
-        _warn_of_unreachable(net, targets, used)
-        same = same or same_rows(rows, targets)
-
-        self.n_examples = rows.shape[0] if used is None else used.size
+        data = Data(net, X, Y, sample_weight, class_weight, mask)
+        self.n_examples = data.n_examples
         self._plan = plan = Plan(net.layers, dtype, self.n_examples, net.loss)
+        n_lanes = plan.cut.n_panels * plan.lanes
         self._keep = plan.n_kept > 0 and (
-            _fits(plan.kept_rows * plan.cut.n_panels * plan.lanes * dtype.itemsize)
-            if keep_activations is None
-            else keep_activations
+            _fits(plan.kept_rows * n_lanes * dtype.itemsize) if keep_activations is None else keep_activations
         )
-        n_rows = rows.shape[1] + (0 if same else targets.shape[1]) + 1
-        self._packed_bytes = plan.cut.n_panels * plan.lanes * n_rows * dtype.itemsize
+        self._packed_bytes = n_lanes * data.numbers_an_example * dtype.itemsize
         try:
-            self._X = pack_rows(rows, used)
-            self._Y = self._X if same else pack_rows(targets, used)
+            self._data = data.pack(n_lanes)
         except MemoryError as error:
             raise MemoryError(f"the objective needs {self.memory / 1e9:.3g} GB for these data") from error
-        self._w = np.zeros(plan.cut.n_panels * plan.lanes, dtype)
-        self._w[: self.n_examples] = 1 if weights is None else weights
-        self._total_weight = float(self.n_examples if weights is None else weights.sum())
+        self._n_rows, self._used = data.n_rows, data.used
+        self._total_weight = data.total_weight
         self._scale = dtype.type(1.0 / self._total_weight)
         # A dead unit's slope rho / tiny would be infinite in float32, and infinity times its f' = 0 is NaN.
-        self._steepest = np.finfo(dtype).max / (16.0 * (1.0 if weights is None else float(weights.max())))
+        self._steepest = np.finfo(dtype).max / (16.0 * data.largest_weight)
         self._decay = np.array(net.decays, dtype)
-        self._penalties = [(plan.units(i), plan.dense[i]) for i in plan.sparse]
+        self._strengths = np.array([layer.l1_strength for layer in plan.dense], dtype)
+        self._penalized = [(plan.units(i), plan.dense[i]) for i in plan.sparse]
         self._constants = plan.constants()
         self._counter = np.zeros(1, np.int64)
-        self._sparsity = np.zeros(plan.n_units, dtype)
+        self._slopes = np.zeros(plan.n_units, dtype)
         self._sums = np.zeros((plan.cut.n_pieces, plan.n_units))
-        self._losses = np.zeros(plan.n_losses)
+        self._losses = np.zeros((plan.n_losses, 2))
         self._make_ready()
 
     def _make_ready(self) -> None:
@@ -195,8 +189,9 @@ class Objective:
     def memory(self) -> int:
         """Bytes that the objective holds once it has been evaluated with the present number of threads.
 
-        Packed X, Y (if different) and weights, which it holds from the start; and, allocated at the first evaluation,
-        kept activations, activations and deltas of what is in work, and partial gradients.
+        Packed X, Y (if different), weights and, with a mask, a weight for each target, which it holds from the start;
+        and, allocated at the first evaluation, kept activations, activations and deltas of what is in work, and partial
+        gradients.
 
         Examples
         --------
@@ -255,7 +250,9 @@ class Objective:
             return self._evaluate(point, gradient), gradient
 
     def rho_hat(self, theta: ArrayLike) -> list[NDArray[np.float64]]:
-        """Return the mean activation of each unit, mapped to [0, 1]: one float64 array a sparse layer.
+        """Return the mean activation of each unit: a float64 array for each layer with a penalty on it.
+
+        It is mapped to [0, 1] where the activation's range is bounded.
 
         Examples
         --------
@@ -265,7 +262,7 @@ class Objective:
         (3,)
         """
         point = self._check_theta(theta)
-        if not self._penalties:
+        if not self._penalized:
             return []
         with self._exclusive:
             return self._mean_activations(point)
@@ -310,8 +307,8 @@ class Objective:
         with self._exclusive:
             if self._hessian is None:
                 self._hessian = HessianProducts(self._plan, self._table, self._constants)
-            data = (self._X, self._Y, self._w)
-            self._hessian.product(point, direction, data, self._total_weight, self._decay, self._steepest, product)
+            weights = (self._total_weight, self._decay, self._strengths)
+            self._hessian.product(point, direction, self._data, *weights, self._steepest, product)
         return product
 
     def _check_theta(self, theta: ArrayLike, name: str = "theta") -> NDArray[Any]:
@@ -337,93 +334,44 @@ class Objective:
         return workers
 
     def _mean_activations(self, theta: NDArray[Any]) -> list[NDArray[np.float64]]:
-        """Run the forward sweep; leave the kept activations in place; return rho_hat of each sparse layer."""
+        """Run the forward sweep; leave the kept activations in place; return rho_hat of the layers that want it."""
         plan = self._plan
         workers = self._allocate()
         network = (self._table, plan.n_kept, theta, self._constants)
         memory = (self._keep, self._sections["kept"])
         launch(
-            sweeps.forward_sweep, network, plan.tiling, plan.cut.piece_strips, memory, self._X, self._w, self._sums,
-            self._counter, workers=workers,
+            sweeps.forward_sweep, network, plan.tiling, plan.cut.piece_strips, memory, self._data.X, self._data.weights,
+            self._sums, self._counter, workers=workers,
         )  # fmt: skip
         means = self._sums.sum(axis=0) / self._total_weight
-        return [layer.activation.to_unit(means[units]) for units, layer in self._penalties]
+        return [layer.to_unit(means[units]) for units, layer in self._penalized]
 
     def _evaluate(self, theta: NDArray[Any], gradient: NDArray[Any]) -> dict[str, float]:
         """Fill `gradient` and return the terms of J."""
         plan = self._plan
         sparsity = 0.0
-        if self._penalties:
+        if self._penalized:
             means = self._mean_activations(theta)
-            for (units, layer), rho_hat in zip(self._penalties, means, strict=True):
-                assert layer.sparsity is not None
-                sparsity += layer.sparsity.value(rho_hat)
-                slope = layer.sparsity.derivative(rho_hat) * layer.activation.unit_slope
-                self._sparsity[units] = np.minimum(np.maximum(slope, -self._steepest), self._steepest)
+            for (units, layer), rho_hat in zip(self._penalized, means, strict=True):
+                slope = np.zeros(rho_hat.size)
+                for penalty in layer.mean_penalties:
+                    sparsity += penalty.value(rho_hat)
+                    slope += penalty.derivative(rho_hat) * layer.unit_slope
+                self._slopes[units] = np.minimum(np.maximum(slope, -self._steepest), self._steepest)
         workers = self._allocate()
         network = (self._table, plan.n_kept, theta, self._constants)
         memory = (self._keep, *(self._sections[name] for name in ("kept", "span", "scratch")))
-        work: tuple[Any, ...] = (memory, (self._X, self._Y, self._w), self._output, self._sparsity)
+        penalties = (self._slopes, self._strengths)
+        work: tuple[Any, ...] = (memory, tuple(self._data), self._output, penalties)
         whole = (self._losses, self._counter, self._scale, self._decay, gradient)
         sweep = (network, plan.tiling)
         if plan.cut.by_rows:
-            loss, decay = launch(sweeps.gradient_by_rows, *sweep, *work, *whole, workers=workers)
+            loss, l1, decay = launch(sweeps.gradient_by_rows, *sweep, *work, *whole, workers=workers)
         else:
             work = (plan.cut.piece_strips, *work, self._sections["gradients"])
-            loss, decay = launch(sweeps.gradient_by_pieces, *sweep, *work, *whole, workers=workers)
-        return {"data": loss / self._total_weight, "weight_decay": decay, "sparsity": sparsity}
-
-
-def _targets(net: MLP, Y: ArrayLike) -> Rows:
-    """Return targets: a matrix, or class labels where the loss takes them."""
-    n_out = net.sizes[-1]
-    if not net.loss.class_targets:
-        return Rows(Y, "Y", n_out, net.dtype)
-    array = real_array(Y, "Y")
-    if array.ndim == 1 or array.shape[1:] == (1,) != (n_out,):
-        return Labels(array, "Y", n_out, net.dtype)
-    targets = Rows(array, "Y", n_out, net.dtype)
-    targets.check()
-    targets.check_probabilities()
-    return targets
-
-
-def _check_weights(sample_weight: ArrayLike | None, m: int) -> NDArray[np.float64] | None:
-    if sample_weight is None:
-        return None
-    weights = check_vector(sample_weight, "sample_weight", length=m)
-    bad = np.flatnonzero(weights < 0)
-    if bad.size:
-        raise InvalidArgumentError(f"sample_weight must not be negative; found {weights[bad[0]]} at row {bad[0]}")
-    if not weights.any():
-        raise InvalidArgumentError("sample_weight must not be all zero")
-    # Only ratios matter. Scaled by a power of two, which rounds nothing, so that the largest lies in [1/2, 1), neither
-    # the weights nor their sum can overflow in any dtype.
-    return np.ldexp(weights, -np.frexp(weights.max())[1])
-
-
-def _warn_of_unreachable(net: MLP, targets: Rows, used: NDArray[np.intp] | None) -> None:
-    """Warn where targets lie outside a bounded output's range: the loss then has no minimum to reach."""
-    activation = net.layers[-1].activation  # type: ignore[union-attr]
-    low, high = activation.range
-    if net.loss.class_targets or not np.isfinite(activation.range).all():
-        return
-    smallest, largest = targets.limits(used)
-    if smallest < low or largest > high:
-        warnings.warn(
-            f"Y lies in [{smallest:g}, {largest:g}], outside the range [{low:g}, {high:g}] of the output activation "
-            f"{activation.name!r}; mlpkit.preprocessing.scale_to_range maps it there",
-            TargetRangeWarning,
-            stacklevel=_frames_to_the_caller(),
-        )
-
-
-def _frames_to_the_caller() -> int:
-    """Return the stack level, counted from the calling function, of the first code that is not mlpkit's own."""
-    level, frame = 1, sys._getframe(1)
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("mlpkit."):
-        level, frame = level + 1, frame.f_back
-    return level
+            loss, l1, decay = launch(sweeps.gradient_by_pieces, *sweep, *work, *whole, workers=workers)
+        data, sparsity = loss / self._total_weight, sparsity + l1 / self._total_weight
+        return {"data": data, "weight_decay": decay, "sparsity": sparsity}
 
 
 def _fits(n_bytes: int) -> bool:

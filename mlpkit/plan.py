@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlpkit.activations.record import forward_tile, pullback_tile
-from mlpkit.kernels import simd, sweeps
+from mlpkit.kernels import simd, strips
 from mlpkit.kernels.tiles import Cut, aligned_empty, cut
 from mlpkit.layers import Dense, Input, parameter_blocks
 from mlpkit.losses import Loss
@@ -33,18 +33,18 @@ class Plan:
     n_examples : int
         Rows of data.
     loss : Loss, optional
-        Given for sweeps that go backward; without it nothing is kept, and no layer counts as sparse.
+        Given for sweeps that go backward; without it nothing is kept, and penalties are ignored.
 
     Attributes
     ----------
     cut : Cut
         Panels, strips, spans and pieces.
     n_kept : int
-        Dense layers up to the last sparse one, whose activations may be kept between two sweeps.
+        Dense layers up to the last whose mean activations are penalised, which may be kept between two sweeps.
     kept_rows, span_rows, scratch_rows : int
-        Numbers an example in each section of memory; see `mlpkit.kernels.sweeps`.
+        Numbers an example in each section of memory; see `mlpkit.kernels.strips`.
     n_units : int
-        Units of all dense layers together: the length of the vector of sparsity terms.
+        Units of all dense layers together: the length of the vector of slopes.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class Plan:
         self.blocks = parameter_blocks(layers)
         self.n_parameters = self.blocks[-1].end
         self.lanes = simd.lanes(dtype)
-        sparse = [i for i, layer in enumerate(self.dense) if layer.sparsity is not None]
+        sparse = [i for i, layer in enumerate(self.dense) if layer.mean_penalties]
         self.sparse = sparse if loss is not None else []
         self.n_kept = self.sparse[-1] + 1 if self.sparse else 0
 
@@ -74,8 +74,10 @@ class Plan:
         self.kept_rows = sum(rows[: self.n_kept])
         self._hidden_rows = sum(rows[self.n_kept : top])
         self.span_rows = self._hidden_rows + (self.n_units if loss else 0)
-        # A sparse output layer is kept, and needs scratch for the second part of its delta.
-        self.scratch_rows = rows[top] if self.n_kept <= top else self.dense[top].units
+        # Penalties on the output layer need scratch for the second part of its delta; the layer itself may be kept.
+        self._output_rows = rows[top] if self.n_kept <= top else 0
+        penalized = loss is not None and bool(self.dense[top].penalties)
+        self.scratch_rows = self._output_rows + (self.dense[top].units if penalized else 0)
         live = layers[0].units + self.kept_rows + self.span_rows + self.scratch_rows
         if loss:
             live += self.dense[top].units  # targets
@@ -138,30 +140,31 @@ class Plan:
 
     def rows(self) -> NDArray[np.int64]:
         """Return one row of integers a dense layer, for the sweeps; this compiles the tile functions."""
-        table = np.zeros((len(self.dense), sweeps.PLAN_COLUMNS), np.int64)
+        table = np.zeros((len(self.dense), strips.PLAN_COLUMNS), np.int64)
         top = len(self.dense) - 1
         place = 0  # rows before, in the layer's section
         for i, (layer, block, z) in enumerate(zip(self.dense, self.blocks, self.keeps_z, strict=True)):
             if i in (self.n_kept, top) and i >= self.n_kept:
                 place = 0
             row = table[i]
-            row[sweeps.N_IN], row[sweeps.N_OUT] = block.n_in, block.n_out
-            row[sweeps.W] = block.W
-            row[sweeps.ROW], row[sweeps.COLUMN] = block.strides
-            row[sweeps.TIED] = block.owner is not None
-            row[sweeps.NEXT] = next((j for j in range(i + 1, len(self.blocks)) if self._owner(j) == self._owner(i)), -1)
-            row[sweeps.B] = block.b if layer.bias else -1
-            row[sweeps.A] = row[sweeps.Z] = place
+            row[strips.N_IN], row[strips.N_OUT] = block.n_in, block.n_out
+            row[strips.W] = block.W
+            row[strips.ROW], row[strips.COLUMN] = block.strides
+            row[strips.TIED] = block.owner is not None
+            row[strips.NEXT] = next((j for j in range(i + 1, len(self.blocks)) if self._owner(j) == self._owner(i)), -1)
+            row[strips.B] = block.b if layer.bias else -1
+            row[strips.A] = row[strips.Z] = place
             place += layer.units
             if z:
-                row[sweeps.Z] = place
+                row[strips.Z] = place
                 place += layer.units
-            row[sweeps.D] = self._hidden_rows + self.units(i).start
-            row[sweeps.U] = self.units(i).start
-            row[sweeps.SPARSE] = i in self.sparse
-            row[sweeps.FORWARD] = forward_tile(layer.activation, self.dtype, not z).address
+            row[strips.D] = self._hidden_rows + self.units(i).start
+            row[strips.U] = self.units(i).start
+            row[strips.MORE] = self._output_rows
+            row[strips.SPARSE] = i in self.sparse
+            row[strips.FORWARD] = forward_tile(layer.activation, self.dtype, not z).address
             if self.loss is not None:
-                row[sweeps.PULLBACK] = pullback_tile(layer.activation, self.dtype).address
+                row[strips.PULLBACK] = pullback_tile(layer.activation, self.dtype).address
         return table
 
     def output_address(self) -> int:

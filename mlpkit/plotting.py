@@ -23,7 +23,7 @@ from mlpkit.durable import path_text
 from mlpkit.errors import InvalidArgumentError, import_extra
 from mlpkit.layers import Dense
 from mlpkit.mlp import MLP, check_network
-from mlpkit.penalties import kl_divergence
+from mlpkit.penalties import KLSparsity, kl_divergence
 from mlpkit.training import FitResult, History, Iteration
 
 if TYPE_CHECKING:
@@ -418,8 +418,9 @@ def _caption(axes: Axes, net: MLP, x: int, y: float) -> None:
     kind, note = "input", ""
     if isinstance(layer, Dense):
         kind = layer.activation.name
-        if layer.sparsity is not None:
-            note = "\n" + rf"sparse: $\rho$ = {layer.sparsity.rho:g}"
+        if layer.penalties:
+            targets = [rf"$\rho$ = {penalty.rho:g}" for penalty in layer.penalties if isinstance(penalty, KLSparsity)]
+            note = "\nsparse" + (": " + ", ".join(targets) if targets else "")
     noun = "unit" if layer.units == 1 else "units"
     caption = f"Layer $L_{{{x + 1}}}$\n{layer.units} {noun}, {kind}{note}"
     axes.text(x, y, caption, ha="center", va="top", fontsize=9)

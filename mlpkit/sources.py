@@ -35,6 +35,8 @@ class Rows:
         The number of columns to insist on.
     dtype : numpy.dtype
         What blocks are converted to.
+    mask : ndarray of bool, shape (m, n), optional
+        Where it is False, the number given does not count, and 0 is read in its place.
 
     Raises
     ------
@@ -48,7 +50,14 @@ class Rows:
     ((2, 2), array([[3., 4.]], dtype=float32))
     """
 
-    def __init__(self, values: ArrayLike, name: str, n_columns: int, dtype: np.dtype[Any]) -> None:
+    def __init__(
+        self,
+        values: ArrayLike,
+        name: str,
+        n_columns: int,
+        dtype: np.dtype[Any],
+        mask: NDArray[np.bool_] | None = None,
+    ) -> None:
         array = real_array(values, name)
         if array.ndim == 1 and n_columns == 1:
             array = array[:, np.newaxis]
@@ -63,12 +72,14 @@ class Rows:
         self.name = name
         self.dtype = dtype
         self.shape: tuple[int, int] = array.shape
+        self.mask = mask
         self._array = array
 
     def take(self, which: slice | NDArray[np.intp]) -> NDArray[Any]:
         """Return some rows as a C-contiguous matrix of the dtype, without a copy where the data is just that."""
         with np.errstate(over="ignore"):
-            return np.ascontiguousarray(self._array[which], dtype=self.dtype)
+            block = np.ascontiguousarray(self._array[which], dtype=self.dtype)
+        return block if self.mask is None else np.where(self.mask[which], block, self.dtype.type(0))
 
     def blocks(self, used: NDArray[np.intp] | None = None) -> Iterator[tuple[int, NDArray[Any]]]:
         """Go through all rows, or those `used`, as (number of the block's first row, block)."""
@@ -85,9 +96,16 @@ class Rows:
             check_finite(block, self.name, first_row=begin)
 
     def check_probabilities(self) -> None:
-        """Require rows that are not negative and sum to 1, to the accuracy that float32 data can have."""
+        """Require rows that are not negative and sum to 1, to the accuracy that float32 data can have.
+
+        Of a row with masked numbers, the others must not sum to more.
+        """
         for begin, block in self.blocks():
-            bad = np.flatnonzero((block.min(axis=1) < 0) | (np.abs(block.sum(axis=1) - 1) > 1e-4))
+            sums = block.sum(axis=1)
+            bad = np.flatnonzero((block.min(axis=1) < 0) | (np.abs(sums - 1) > 1e-4))
+            if self.mask is not None:
+                whole = self.mask[begin + bad].all(axis=1)
+                bad = bad[whole | (block[bad].min(axis=1) < 0) | (sums[bad] > 1)]
             if bad.size:
                 raise InvalidArgumentError(
                     f"{self.name} must hold rows of probabilities, which are not negative and sum to 1; found "
@@ -95,9 +113,30 @@ class Rows:
                 )
 
     def limits(self, used: NDArray[np.intp] | None = None) -> tuple[float, float]:
-        """Return the smallest and the largest number."""
-        ends = [(block.min(), block.max()) for _, block in self.blocks(used)]
-        return float(min(low for low, _ in ends)), float(max(high for _, high in ends))
+        """Return the smallest and the largest number that counts, infinity and -infinity where none does."""
+        low, high = np.inf, -np.inf
+        for begin, block in self.blocks(used):
+            some: NDArray[Any] = block
+            if self.mask is not None:
+                rows = slice(begin, begin + len(block)) if used is None else used[begin : begin + len(block)]
+                some = block[self.mask[rows]]
+            if some.size:
+                low, high = min(low, float(some.min())), max(high, float(some.max()))
+        return low, high
+
+    def find_outside(
+        self, low: float, high: float, used: NDArray[np.intp] | None = None
+    ) -> tuple[int, int, float] | None:
+        """Return row, column and value of the first number that counts and lies outside [low, high]."""
+        for begin, block in self.blocks(used):
+            rows = np.arange(begin, begin + len(block)) if used is None else used[begin : begin + len(block)]
+            bad = (block < low) | (block > high)
+            if self.mask is not None:
+                bad &= self.mask[rows]
+            if bad.any():
+                i, j = np.argwhere(bad)[0]
+                return int(rows[i]), int(j), float(block[i, j])
+        return None
 
 
 class Labels(Rows):
@@ -115,14 +154,22 @@ class Labels(Rows):
            [1., 0., 0.]])
     """
 
-    def __init__(self, values: ArrayLike, name: str, n_classes: int, dtype: np.dtype[Any]) -> None:
+    def __init__(
+        self,
+        values: ArrayLike,
+        name: str,
+        n_classes: int,
+        dtype: np.dtype[Any],
+        mask: NDArray[np.bool_] | None = None,
+    ) -> None:
         labels = real_array(values, name).ravel()
         if labels.dtype.kind not in "iub":
             raise InvalidArgumentError(
                 f"{name} must hold integer class labels or rows of {n_classes} probabilities; found dtype "
                 f"{labels.dtype}"
             )
-        bad = np.flatnonzero((labels < 0) | (labels >= n_classes))
+        outside = (labels < 0) | (labels >= n_classes)
+        bad = np.flatnonzero(outside if mask is None else outside & mask.any(axis=1))
         if bad.size:
             raise InvalidArgumentError(
                 f"{name} must hold class labels from 0 to {n_classes - 1}; found {labels[bad[0]]} at row {bad[0]}"
@@ -130,14 +177,15 @@ class Labels(Rows):
         self.name = name
         self.dtype = dtype
         self.shape = (labels.size, n_classes)
-        self._array = labels.astype(np.intp)
+        self.mask = mask
+        self._array = np.where(outside, 0, labels).astype(np.intp)
 
     def take(self, which: slice | NDArray[np.intp]) -> NDArray[Any]:
         """Return some labels as one-hot rows."""
         labels = self._array[which]
         rows = np.zeros((labels.size, self.shape[1]), self.dtype)
         rows[np.arange(labels.size), labels] = 1
-        return rows
+        return rows if self.mask is None else rows * self.mask[which]
 
 
 def same_rows(a: Rows, b: Rows) -> bool:

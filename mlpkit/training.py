@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from mlpkit.checks import check_flag
+from mlpkit.checks import check_flag, check_matrix
 from mlpkit.errors import InvalidArgumentError, import_extra
 from mlpkit.kernels.jit import blas_limited
 from mlpkit.objective import Objective
@@ -30,6 +30,7 @@ from mlpkit.optimizers import LBFGS, Optimizer
 
 if TYPE_CHECKING:
     from mlpkit.mlp import MLP
+    from mlpkit.weights import ClassWeight
 
 __all__ = ["FitResult", "History", "Iteration", "fit"]
 
@@ -135,6 +136,8 @@ def fit(
     *,
     optimizer: Optimizer | None = None,
     sample_weight: ArrayLike | None = None,
+    class_weight: ClassWeight | None = None,
+    mask: ArrayLike | None = None,
     progress: bool = False,
     keep_activations: bool | None = None,
 ) -> FitResult:
@@ -145,13 +148,13 @@ def fit(
     net : MLP
         Its ``theta`` is where training starts, and receives the result.
     X : array-like, shape (m, s_1)
-        Inputs, one example a row.
+        Inputs, one example a row. Noise of the input layer is added to them here, once.
     Y : array-like, shape (m, s_nl) or (m,)
         Targets, or integer class labels for the cross-entropy loss. May be `X` itself.
     optimizer : Optimizer, optional
         `LBFGS` (its defaults if None), `GradientDescent`, or any object with such a ``minimize``.
-    sample_weight : array-like, shape (m,), optional
-        Weights of the examples, not negative.
+    sample_weight, class_weight, mask
+        Weights of examples and classes, and which targets count; as `mlpkit.Objective` takes them.
     progress : bool
         Show a line that follows the training; needs the extra ``mlpkit[progress]``.
     keep_activations : bool, optional
@@ -187,7 +190,9 @@ def fit(
         )
     progress = check_flag(progress, "progress")
     with blas_limited(), _progress_line(progress, getattr(chosen, "max_iter", None)) as show:
-        objective = Objective(net, X, Y, sample_weight=sample_weight, keep_activations=keep_activations)
+        objective = Objective(
+            net, _with_noise(net, X), Y, sample_weight, keep_activations, class_weight=class_weight, mask=mask
+        )
         recorder = _Recorder(objective, start, show)
         theta = np.array(net.theta, dtype=np.float64)
         try:
@@ -209,6 +214,16 @@ def fit(
         seconds=time.perf_counter() - start,
         history=recorder.history,
     )
+
+
+def _with_noise(net: MLP, X: ArrayLike) -> ArrayLike:
+    """Return the inputs as the network's noise leaves them, drawn from its seed but apart from what started theta."""
+    noise = net.layers[0].noise  # type: ignore[union-attr]
+    if noise is None:
+        return X
+    clean = check_matrix(X, "X", n_columns=net.sizes[0], dtype=net.dtype)
+    generator = np.random.default_rng(np.random.SeedSequence(net.seed, spawn_key=(1,)))
+    return noise.apply(clean, generator)
 
 
 class _DivergedError(Exception):

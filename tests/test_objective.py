@@ -94,7 +94,9 @@ def assert_equals_reference(case, dtype, **options):
     found = objective.terms(case.net.theta)
     assert set(found) == {"data", "weight_decay", "sparsity"}
     for name, value in expected.items():
-        assert relative(found[name], value) < TOLERANCE[dtype], name
+        # KL is a difference of numbers of order 1, which leaves rounding alone where rho_hat happens to be rho
+        scale = max(abs(value), abs(sum(expected.values())) if name == "sparsity" else 0.0)
+        assert abs(found[name] - value) <= TOLERANCE[dtype] * scale, name
     assert relative(J, sum(expected.values())) < TOLERANCE[dtype]
     assert relative(J, sum(found.values())) < 1e-15
 

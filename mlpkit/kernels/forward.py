@@ -1,6 +1,6 @@
 """The sweep forward that predicts: in parallel strips, or for a few rows with one register of lanes.
 
-Arguments are those of `mlpkit.kernels.sweeps`.
+Arguments are those of `mlpkit.kernels.strips` and `mlpkit.kernels.sweeps`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from numba import prange
 from mlpkit.kernels.jit import kernel
 from mlpkit.kernels.pointers import at, call_elementwise, claim, pointer, shift
 from mlpkit.kernels.simd import VECTORS, affine_narrow
-from mlpkit.kernels.sweeps import COLUMN, FORWARD, N_IN, N_OUT, ROW, A, B, W, forward_strip, layer_place
+from mlpkit.kernels.strips import COLUMN, FORWARD, N_IN, N_OUT, ROW, A, B, W, forward_strip, layer_place
 from mlpkit.kernels.tiles import pack_panels, unpack_panels
 
 __all__ = ["predict_few", "predict_sweep"]

@@ -4,7 +4,8 @@ R{q} is the rate at which q changes as theta moves along v. Everything that a gr
 rate, in the same tiles (Pearlmutter, 1994):
 
     R{z} = R{W} a + W R{a} + R{b},                       R{a} = f'(z) R{z}
-    q = W^T delta+ + w beta s' p'(rho_hat),              delta = f'(z) q
+    q = W^T delta+ + w (beta s' p'(rho_hat) + strength sign(a)),
+                                                         delta = f'(z) q
     R{q} = R{W}^T delta+ + W^T R{delta+} + w beta s' p''(rho_hat) R{rho_hat},
                                                          R{delta} = f'(z) R{q} + f''(z) R{z} q
     R{grad W} = R{delta} a^T + delta R{a}^T + lambda R{W},   R{grad b} = R{delta}
@@ -12,7 +13,8 @@ rate, in the same tiles (Pearlmutter, 1994):
 R{W} and R{b} are the parts of v. R{rho_hat} is a mean over all examples, so where a layer is sparse a sweep forward
 over everything comes first, and the second sweep does its forward part again.
 
-The two ways to sum a gradient, and the groups of arguments, are those of `mlpkit.kernels.sweeps`, but for
+The two ways to sum a gradient, and the groups of arguments, are those of `mlpkit.kernels.strips` and
+`mlpkit.kernels.sweeps`, but for
 
     network  (plan, functions, theta, v, constants): functions has the addresses of each dense layer's tile functions
     memory   an array with a row for each owner of a span's memory: all *fields* of all layers, and the spare rows
@@ -27,8 +29,21 @@ from numba import prange
 from mlpkit.kernels.jit import kernel
 from mlpkit.kernels.pointers import at, call_curvature, call_elementwise, call_output_curvature, claim, shift
 from mlpkit.kernels.simd import accumulate_outer, accumulate_sums, affine, affine_onto
-from mlpkit.kernels.sweeps import COLUMN, N_IN, N_OUT, NEXT, ROW, SPARSE, TIED, B, U, W
-from mlpkit.kernels.tiles import CHUNK
+from mlpkit.kernels.strips import (
+    COLUMN,
+    N_IN,
+    N_OUT,
+    NEXT,
+    ROW,
+    SPARSE,
+    TIED,
+    B,
+    U,
+    W,
+    add_products,
+    add_signs,
+    set_weights,
+)
 
 __all__ = [
     "CURVATURE",
@@ -98,24 +113,27 @@ def _curve(network, layer, g, rg, section, panels, n_lanes):
 
 
 @kernel
-def _backward_strip(network, output, terms, y, weights, section, panels, n_lanes):
+def _backward_strip(network, output, terms, data, first, section, panels, n_lanes):
     """Leave delta and R{delta} of all layers for one strip, each lane times its example's weight."""
     plan, _, theta, v, constants = network
-    ones = at(constants, 0)
-    slopes, rates = terms
+    ones, zero = at(constants, 0), constants[constants.size // 2]
+    slopes, rates, strengths = terms
     top = plan.shape[0] - 1
     n_out = plan[top, N_OUT]
+    y, weights = at(data[1], first * n_out * n_lanes), at(data[2], first * n_lanes)
     delta = _field(network, top, DELTA, section, n_lanes)
     rdelta = _field(network, top, RDELTA, section, n_lanes)
     z, a = _field(network, top, Z, section, n_lanes), _field(network, top, A, section, n_lanes)
     rz, ra = _field(network, top, RZ, section, n_lanes), _field(network, top, RA, section, n_lanes)
-    affine(ones, 0, 0, n_out, 0, ones, weights, n_lanes, y, delta, panels, n_lanes)  # delta = the weights
+    set_weights(data, ones, n_out, first, delta, panels, n_lanes)
     call_output_curvature(output, z, a, y, rz, ra, delta, rdelta, n_out, panels)
-    if plan[top, SPARSE] != 0:
+    if plan[top, SPARSE] != 0 or strengths[top] != 0:
         more = _field(network, top, FIELDS, section, n_lanes)
         rmore = _field(network, top, FIELDS + 1, section, n_lanes)
         affine(ones, 0, 0, n_out, 0, at(slopes, plan[top, U]), weights, n_lanes, y, more, panels, n_lanes)
         affine(ones, 0, 0, n_out, 0, at(rates, plan[top, U]), weights, n_lanes, y, rmore, panels, n_lanes)
+        if strengths[top] != 0:
+            add_signs(a, strengths[top], zero, weights, more, n_out, panels, n_lanes)
         _curve(network, top, more, rmore, section, panels, n_lanes)
         for i in range(panels * n_out * n_lanes):
             delta[i] += more[i]
@@ -129,6 +147,9 @@ def _backward_strip(network, output, terms, y, weights, section, panels, n_lanes
         affine(at(theta, place), column, row, n_in, n_out, slope, weights, n_lanes, delta, below, panels, n_lanes)
         affine(at(v, place), column, row, n_in, n_out, rate, weights, n_lanes, delta, rbelow, panels, n_lanes)
         affine_onto(at(theta, place), column, row, n_in, n_out, rdelta, rbelow, panels, n_lanes)
+        if strengths[layer - 1] != 0:  # sign(a) has the rate 0
+            a = _field(network, layer - 1, A, section, n_lanes)
+            add_signs(a, strengths[layer - 1], zero, weights, below, n_in, panels, n_lanes)
         _curve(network, layer - 1, below, rbelow, section, panels, n_lanes)
         delta, rdelta = below, rbelow
 
@@ -137,17 +158,14 @@ def _backward_strip(network, output, terms, y, weights, section, panels, n_lanes
 def _through(network, output, terms, data, first, section, panels, n_lanes):
     """Take the strip from panel `first` on forward and backward."""
     plan = network[0]
-    X, Y, weights = data
-    top = plan.shape[0] - 1
-    x = at(X, first * plan[0, N_IN] * n_lanes)
-    y = at(Y, first * plan[top, N_OUT] * n_lanes)
-    _forward_strip(network, top + 1, x, section, panels, n_lanes)
-    _backward_strip(network, output, terms, y, at(weights, first * n_lanes), section, panels, n_lanes)
+    x = at(data[0], first * plan[0, N_IN] * n_lanes)
+    _forward_strip(network, plan.shape[0], x, section, panels, n_lanes)
+    _backward_strip(network, output, terms, data, first, section, panels, n_lanes)
 
 
 @kernel
 def _add_rows(network, layer, begin, end, x, section, product, panels, n_lanes):
-    """Add rows begin to end - 1 of R{grad W} and R{grad b} of a layer, over all panels; see `sweeps` for tied W."""
+    """Add rows begin to end - 1 of R{grad W} and R{grad b} of a layer, over all panels; see `strips` for tied W."""
     plan, constants = network[0], network[4]
     n_in, n_out = plan[layer, N_IN], plan[layer, N_OUT]
     place = begin * n_lanes
@@ -157,14 +175,14 @@ def _add_rows(network, layer, begin, end, x, section, product, panels, n_lanes):
         rows = end - begin
         target = shift(product, plan[layer, W] + begin * n_in)
         if layer == 0:
-            _add_products(rdelta, n_out, x, n_in, rows, target, panels, n_lanes)
+            add_products(rdelta, n_out, x, n_in, rows, target, panels, n_lanes)
         else:
             below, rate = (
                 _field(network, layer - 1, A, section, n_lanes),
                 _field(network, layer - 1, RA, section, n_lanes),
             )
-            _add_products(rdelta, n_out, below, n_in, rows, target, panels, n_lanes)
-            _add_products(delta, n_out, rate, n_in, rows, target, panels, n_lanes)
+            add_products(rdelta, n_out, below, n_in, rows, target, panels, n_lanes)
+            add_products(delta, n_out, rate, n_in, rows, target, panels, n_lanes)
         other = plan[layer, NEXT]
         while other >= 0:
             inner, outer = plan[other, N_IN], plan[other, N_OUT]
@@ -172,22 +190,12 @@ def _add_rows(network, layer, begin, end, x, section, product, panels, n_lanes):
             ra = shift(_field(network, other - 1, RA, section, n_lanes), place)
             d = _field(network, other, DELTA, section, n_lanes)
             rd = _field(network, other, RDELTA, section, n_lanes)
-            _add_products(a, inner, rd, outer, rows, target, panels, n_lanes)
-            _add_products(ra, inner, d, outer, rows, target, panels, n_lanes)
+            add_products(a, inner, rd, outer, rows, target, panels, n_lanes)
+            add_products(ra, inner, d, outer, rows, target, panels, n_lanes)
             other = plan[other, NEXT]
     if plan[layer, B] >= 0:
         target = shift(product, plan[layer, B] + begin)
         accumulate_outer(rdelta, end - begin, n_out * n_lanes, at(constants, 0), 1, 0, target, 1, panels, n_lanes)
-
-
-@kernel
-def _add_products(d, d_units, x, columns, rows, g, panels, n_lanes):
-    """g[j, k] += sum over p, t of d[p, j, t] x[p, k, t]; d points to the first of `rows` among `d_units` units."""
-    d_panel, x_panel = d_units * n_lanes, columns * n_lanes
-    for p in range(0, panels, CHUNK):
-        some = min(CHUNK, panels - p)
-        d_p, x_p = shift(d, p * d_panel), shift(x, p * x_panel)
-        accumulate_outer(d_p, rows, d_panel, x_p, columns, x_panel, g, columns, some, n_lanes)
 
 
 # Mean activations and their rates ------------------------------------------------------------------------------
@@ -259,7 +267,8 @@ def _product_by_pieces(
 ):
     """Fill `product`.
 
-    terms: (beta s' p', beta s' p'' R{rho_hat}) of each unit, 0 where not sparse; scale: 1 / sum of weights; decay:
+    terms: (beta s' p', beta s' p'' R{rho_hat}, strength): of each unit, 0 where its mean is not penalised, and of each
+    dense layer, that of its L1 penalty; scale: 1 / sum of weights; decay:
     lambda of each dense layer; all in the network's dtype. products: one for each piece.
     """
     counter[0] = 0
