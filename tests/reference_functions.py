@@ -72,11 +72,13 @@ def sigmoid(z):
 
 
 def sigmoid_first(z):
-    return sigmoid(z) * (1 - sigmoid(z))
+    a = sigmoid(z)
+    return a * (1 - a)
 
 
 def sigmoid_second(z):
-    return sigmoid_first(z) * (1 - 2 * sigmoid(z))
+    a = sigmoid(z)
+    return a * (1 - a) * (1 - 2 * a)
 
 
 def tanh_first(z):
@@ -320,7 +322,7 @@ def _huber(delta=1.0):
 def _quantile(tau=0.5):
     return Loss(
         lambda a, y: branch((a - y).real < 0, tau * (y - a), (tau - 1) * (y - a), a),
-        lambda a, y: branch((a - y).real < 0, -tau, 1 - tau, a),
+        lambda a, y: branch((a - y).real < 0, -tau, branch((a - y).real > 0, 1 - tau, 0, a), a),
         lambda a, y: np.zeros_like(a),
         kinks=(0.0,),
     )
@@ -382,7 +384,8 @@ def allowed(loss_name, activation_name):
     found = loss(loss_name)
     if found.first is None:
         return activation_name == found.canonical
-    return activation(activation_name).range[0] >= found.domain[0]
+    (low, high), (least, most) = found.domain, activation(activation_name).range
+    return least >= low and most <= high
 
 
 def example_loss(loss_name, activation_name, z, a, y):
@@ -472,5 +475,5 @@ class L1:
 # Penalties that a user might write, by the names under which the tests register them.
 PENALTIES = {
     "twin_quadratic": (lambda r: (r - 0.3) ** 2, lambda r: 2 * (r - 0.3), lambda r: 2 * np.ones_like(r)),
-    "twin_exponential": (lambda r: np.exp(2 * r), lambda r: 2 * np.exp(2 * r), lambda r: 4 * np.exp(2 * r)),
+    "twin_exponential": (lambda r: np.exp(r / 2), lambda r: np.exp(r / 2) / 2, lambda r: np.exp(r / 2) / 4),
 }
