@@ -51,6 +51,7 @@ def check_scalar(
     constants: tuple[str, NDArray[np.float64]] | None = None,
     *,
     given: Sequence[bool] = (False, False),
+    companion: Scalar | None = None,
     far: NDArray[np.float64] | None = None,
     bounds: tuple[float, float] = (-np.inf, np.inf),
 ) -> None:
@@ -66,6 +67,8 @@ def check_scalar(
         The name and the grid of the variable, and of the constant argument if there is one.
     given : sequence of bool
         Whether first and second derivative were written down, and so are to be checked.
+    companion : Scalar, optional
+        The function of the variable that derivatives are written in beside it; the function itself if not given.
     far : ndarray, optional
         Points at which the function may be infinite, but not NaN.
     bounds : tuple of float
@@ -103,21 +106,25 @@ def check_scalar(
             f"range of {owner} must hold all values of its function, [{bounds[0]:g}, {bounds[1]:g}]; found "
             f"{values[outside[0]]:g} at {place(outside[0])}"
         )
-    slope = None
+    other = value if companion is None else _along(companion.value(_DOUBLE))
+    functions = (
+        value,
+        _along(scalar.slope(_DOUBLE)) if any(given) else None,
+        _along(scalar.curvature(_DOUBLE)) if given[1] else None,
+    )
     for order, role in ((0, "derivative"), (1, "second_derivative")):
         if given[order]:
-            function = value if order == 0 else slope or _along(scalar.slope(_DOUBLE))
-            slope = _along((scalar.slope, scalar.curvature)[order](_DOUBLE))
-            _compare(owner, role, function, slope, value, (t, y), place)
+            _compare(owner, role, functions[order : order + 2], other, (t, y), place)
 
 
-def _compare(owner: str, role: str, function: Any, slope: Any, value: Any, point: Any, place: Any) -> None:
+def _compare(owner: str, role: str, functions: Any, other: Any, point: Any, place: Any) -> None:
     """Refuse a derivative that lies outside what the one-sided differences on its two sides leave room for."""
+    function, slope = functions
     t, y = point
     step = _STEP * np.maximum(1.0, np.abs(t))
-    there, right, left = (function(s, value(s, s, y), y) for s in (t, t + step, t - step))
+    there, right, left = (function(s, other(s, s, y), y) for s in (t, t + step, t - step))
     sides = np.array([(right - there) / step, (there - left) / step])
-    found = slope(t, value(t, t, y), y)
+    found = slope(t, other(t, t, y), y)
     room = _TOLERANCE * (1.0 + np.abs(sides).max(axis=0))
     # At a kink the two sides differ, and anything between them will do.
     wrong = np.flatnonzero(~((found >= sides.min(axis=0) - room) & (found <= sides.max(axis=0) + room)))

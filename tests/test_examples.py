@@ -44,6 +44,25 @@ def test_multi_output_learns_both_labels():
     assert np.all(load(EXAMPLES / "multi_output.py").main(small=True) > 0.9)
 
 
+def test_custom_activation_fits_what_tanh_cannot():
+    scores = load(EXAMPLES / "custom_activation.py").main(small=True)
+    assert scores["wavelet"] > 0.99
+    assert min(scores.values()) > 0.9
+
+
+def test_tied_weights_halve_the_parameters_and_still_learn():
+    pytest.importorskip("sklearn")
+    found = load(EXAMPLES / "tied_weights.py").main(small=True)
+    assert found["tied"][0] == 64 * 25 + 25 + 64
+    assert found["tied"][1] < 0.03
+
+
+def test_denoising_repairs_better_than_a_network_that_never_saw_noise():
+    pytest.importorskip("sklearn")
+    damaged, plain, denoising = load(EXAMPLES / "denoising.py").main(small=True)
+    assert denoising < 0.7 * plain < 0.7 * damaged
+
+
 def test_scipy_minimize_reaches_one_minimum_by_every_method():
     costs = load(EXAMPLES / "scipy_minimize.py").main(small=True)
     assert set(costs) == {"L-BFGS-B", "CG", "BFGS"}
