@@ -1,31 +1,28 @@
 """Reading HDF5 that may be forged: what an object is gets checked before its numbers are read.
 
-HDF5 can lead out of the file (external links, external storage, virtual datasets), run plugins
-(filters) and hold variable-length data of any size. None of these is needed to store arrays, so
-none is accepted: a group has exactly the members expected, a dataset exactly the type and shape,
-and its numbers lie plainly in the file. Every refusal is a `ModelFormatError` that names the
-element and the reason.
+HDF5 can lead out of the file (external links, external storage, virtual datasets), run plugins (filters) and hold
+variable-length data of any size. None of these is needed to store arrays, so none is accepted: a group has exactly the
+members expected, a dataset exactly the type and shape, every object its own place and the encoding that it is read as,
+and the numbers lie plainly in the file. Every refusal is a `ModelFormatError` that names the element and the reason.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any, NoReturn
+import re
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any, NamedTuple, NoReturn
 
 import h5py
+import numpy as np
 
 from mlpkit.errors import ModelFormatError
 
-__all__ = [
-    "MAX_ATTRIBUTE_BYTES",
-    "check_attributes",
-    "check_members",
-    "open_dataset",
-    "open_group",
-    "refuse",
-]
+__all__ = ["Encoding", "Extent", "StrictReader", "refuse"]
 
-MAX_ATTRIBUTE_BYTES = 64
+_MAX_TEXT = 1024
+_MAX_IGNORED = 1000
 _LINKS = {h5py.h5l.TYPE_SOFT: "a soft", h5py.h5l.TYPE_EXTERNAL: "an external"}
 
 
@@ -34,66 +31,173 @@ def refuse(element: str, reason: str) -> NoReturn:
     raise ModelFormatError(f"{element}: {reason}")
 
 
-def check_members(group: h5py.Group, expected: list[str]) -> None:
-    """Refuse any member but those expected, and any link that could lead elsewhere."""
-    base = group.name.rstrip("/")
-    found = []
-    for raw in group.id:  # bytes, for a forged name need not be text
-        name = _printable(raw)
-        kind = group.id.links.get_info(raw).type
-        if kind != h5py.h5l.TYPE_HARD:
-            label = _LINKS.get(kind, "a user-defined")
-            refuse(f"{base}/{name}", f"expected a hard link, found {label} link")
-        if raw.decode("utf-8", "replace") not in expected:
-            refuse(f"{base}/{name}", "not part of the format")
-        found.append(name)
-    for name in expected:
-        if name not in found:
+class Encoding(NamedTuple):
+    """How an element is laid out: the values of its attributes ``encoding-type`` and ``encoding-version``."""
+
+    name: str
+    major: int
+    minor: int
+
+    @property
+    def version(self) -> str:
+        """The version as the file has it, for instance ``"1.0"``."""
+        return f"{self.major}.{self.minor}"
+
+
+class Extent(NamedTuple):
+    """Where a dataset's numbers lie in the file, in bytes, and what it is called."""
+
+    start: int
+    stop: int
+    element: str
+
+
+class StrictReader:
+    """Opens the elements of one file, each once, and refuses all that is not as it should be.
+
+    Elements are named by their full path, and a group must be opened before its members.
+
+    Parameters
+    ----------
+    file : h5py.File
+        Open for reading.
+    file_bytes : int
+        Its size: what no dataset may reach beyond.
+    newer : bool
+        Whether the file has a higher minor version than is known here. Only then are members, attributes and minor
+        versions of encodings that are not known no error: they are never opened, and `ignored` lists them.
+    """
+
+    def __init__(self, file: h5py.File, file_bytes: int, *, newer: bool) -> None:
+        self.ignored: list[str] = []
+        self._file_bytes = file_bytes
+        self._newer = newer
+        self._groups: dict[str, h5py.Group] = {"": file}
+        self._addresses: dict[int, str] = {h5py.h5o.get_info(file.id).addr: "/"}
+        self._extents: list[Extent] = []
+
+    def root(self, encoding: Encoding, texts: dict[str, str | None], members: Sequence[str]) -> dict[str, str]:
+        """Check the root group and return its texts, other than the encoding; one of None stands for any."""
+        found = self._check_attributes(self._groups[""], "/", encoding, texts)
+        self._check_members("", members)
+        return found
+
+    def group(self, element: str, encoding: Encoding, members: Sequence[str]) -> None:
+        """Open a member that must be a group of this encoding with exactly these members."""
+        self._groups[element] = group = self._open(element, h5py.Group)
+        self._check_attributes(group, element, encoding)
+        self._check_members(element, members)
+
+    def dataset(
+        self,
+        element: str,
+        encoding: Encoding,
+        hdf5_type: h5py.h5t.TypeID,
+        shape: tuple[int, ...] | None = None,
+    ) -> tuple[Extent, tuple[int, ...]]:
+        """Check a member that must be a dataset of this type and shape (any, if None); say where its numbers lie."""
+        dataset = self._open(element, h5py.Dataset)
+        self._check_attributes(dataset, element, encoding)
+        _check_storage(dataset.id.get_create_plist(), element)
+        kind = dataset.id.get_type()
+        if kind != hdf5_type or kind.committed():
+            refuse(element, f"expected dtype {hdf5_type.dtype.str}, found another")
+        space = dataset.id.get_space()
+        if space.get_simple_extent_type() != h5py.h5s.SIMPLE:
+            refuse(element, "expected an array, found a scalar or an empty dataspace")
+        found = space.get_simple_extent_dims()
+        if shape is not None and found != shape:
+            refuse(element, f"expected shape {shape}, found {found!s:.80}")
+        n_bytes = math.prod(found) * hdf5_type.get_size()
+        start = dataset.id.get_offset()
+        # A dataset that was never written takes no room, and would read as its fill value.
+        if start is None or dataset.id.get_storage_size() != n_bytes or start + n_bytes > self._file_bytes:
+            refuse(element, "its numbers are missing from the file")
+        self._extents.append(Extent(start, start + n_bytes, element))
+        return self._extents[-1], found
+
+    def check_extents(self) -> None:
+        """Refuse datasets that share bytes of the file."""
+        for one, other in pairwise(sorted(self._extents)):
+            if other.start < one.stop:
+                refuse(other.element, f"shares bytes of the file with {one.element}")
+
+    def _open(self, element: str, kind: Any) -> Any:
+        """Open a member, whose link `_check_members` has seen, and check that it is one of its kind and by itself."""
+        parent, _, name = element.rpartition("/")
+        found: Any = self._groups[parent][name]
+        if not isinstance(found, kind):
+            expected, actual = kind.__name__.lower(), type(found).__name__.lower()
+            refuse(element, f"expected a {expected}, found a {actual}")
+        # The count is the file's own word, the address is not; but only the count sees links that are never opened.
+        info = h5py.h5o.get_info(found.id)
+        if self._addresses.setdefault(info.addr, element) != element or info.rc != 1:
+            refuse(element, "expected an object of its own, found one with several links")
+        return found
+
+    def _check_members(self, base: str, expected: Sequence[str]) -> None:
+        """Refuse any member but those expected, and any link that could lead elsewhere."""
+        group, names = self._groups[base].id, set(expected)
+        missing = dict.fromkeys(expected)
+        for raw in group:  # bytes, for a forged name need not be text
+            element = f"{base}/{_printable(raw)}"
+            name = raw.decode("utf-8", "replace")
+            if name not in names and self._newer:
+                self._ignore(element)  # whatever kind of link it is, for it is not followed
+                continue
+            kind = group.links.get_info(raw).type
+            if kind != h5py.h5l.TYPE_HARD:
+                refuse(element, f"expected a hard link, found {_LINKS.get(kind, 'a user-defined')} link")
+            if name not in names:
+                refuse(element, "not part of the format")
+            if name not in missing:
+                refuse(element, "occurs twice")
+            del missing[name]
+        for name in missing:
             refuse(f"{base}/{name}", "missing")
 
+    def _check_attributes(
+        self, found: Any, element: str, encoding: Encoding, texts: dict[str, str | None] | None = None
+    ) -> dict[str, str]:
+        """Refuse attributes but the encoding and the texts expected, all of them short; return the texts."""
+        expected = {"encoding-type": encoding.name, "encoding-version": None, **(texts or {})}
+        names = [h5py.h5a.open(found.id, index=i).name for i in range(h5py.h5a.get_num_attrs(found.id))]
+        for raw in names:
+            if raw.decode("utf-8", "replace") not in expected:
+                if not self._newer:
+                    refuse(f"{element}: attribute {_printable(raw)}", "not part of the format")
+                self._ignore(f"{element}: attribute {_printable(raw)}")
+        values = {}
+        for name, value in expected.items():
+            where = f"{element}: attribute {name}"
+            if name.encode() not in names:
+                refuse(where, "missing")
+            values[name] = text = _read_text(h5py.h5a.open(found.id, name.encode()), where)
+            if value is not None and text != value:
+                refuse(where, f"expected {value!r}, found {text!r:.80}")
+        self._check_version(values["encoding-version"], encoding, f"{element}: attribute encoding-version")
+        return {name: values[name] for name in texts or {}}
 
-def check_attributes(file: h5py.File, expected: dict[str, bytes | int | None]) -> None:
-    """Refuse root attributes but those expected: uint32 numbers and short fixed-length bytes.
+    def _check_version(self, text: str, encoding: Encoding, where: str) -> None:
+        if text == encoding.version:
+            return
+        found = re.fullmatch(r"([1-9][0-9]{0,8})\.(0|[1-9][0-9]{0,8})", text)
+        if not found:
+            refuse(where, f"expected one such as {encoding.version!r}, found {text!r:.80}")
+        major, minor = int(found[1]), int(found[2])
+        if major > encoding.major:
+            refuse(where, f"{encoding.name} {text} is newer than this mlpkit: update mlpkit to load it")
+        if major < encoding.major or (minor > encoding.minor and not self._newer):
+            refuse(where, f"expected {encoding.version!r}, found {text!r:.80}")
 
-    A value of None stands for any bytes up to `MAX_ATTRIBUTE_BYTES`.
-    """
-    found = [h5py.h5a.open(file.id, index=i).name for i in range(h5py.h5a.get_num_attrs(file.id))]
-    for raw in found:
-        if raw.decode("utf-8", "replace") not in expected:
-            refuse(f"attribute {_printable(raw)}", "not part of the format")
-    for name, value in expected.items():
-        if name.encode() not in found:
-            refuse(f"attribute {name}", "missing")
-        attribute = h5py.h5a.open(file.id, name.encode())
-        if attribute.get_space().get_simple_extent_type() != h5py.h5s.SCALAR:
-            refuse(f"attribute {name}", "expected a scalar")
-        kind = attribute.get_type()
-        if isinstance(value, int):
-            right = kind == h5py.h5t.STD_U32LE
-        else:
-            right = (
-                kind.get_class() == h5py.h5t.STRING
-                and not kind.is_variable_str()
-                and kind.get_size() <= max(len(value or b""), MAX_ATTRIBUTE_BYTES)
-            )
-        if not right:
-            refuse(f"attribute {name}", "wrong type or too long")
-        if value is not None and file.attrs[name] != value:
-            refuse(f"attribute {name}", f"expected {value!r}, found {file.attrs[name]!r:.80}")
+    def _ignore(self, element: str) -> None:
+        if len(self.ignored) >= _MAX_IGNORED:
+            refuse(element, f"more than {_MAX_IGNORED} elements are not known to this mlpkit: update mlpkit to load it")
+        self.ignored.append(element)
 
 
-def open_group(parent: h5py.Group, name: str) -> h5py.Group:
-    """Open a member that must be a group; its link has been checked by `check_members`."""
-    return _open(parent, name, h5py.Group)
-
-
-def open_dataset(
-    group: h5py.Group, name: str, hdf5_type: h5py.h5t.TypeID, shape: tuple[int, ...] | None = None
-) -> h5py.Dataset:
-    """Open a dataset of this type and shape (any, if None), its numbers plainly in this file."""
-    dataset = _open(group, name, h5py.Dataset)
-    element = dataset.name
-    properties = dataset.id.get_create_plist()
+def _check_storage(properties: h5py.h5p.PropDCID, element: str) -> None:
+    """Refuse all storage but one unbroken run of plain numbers in this file."""
     if properties.get_layout() == h5py.h5d.VIRTUAL:
         refuse(element, "a virtual dataset, whose numbers lie elsewhere")
     if properties.get_external_count():
@@ -102,31 +206,17 @@ def open_dataset(
         refuse(element, "filters and compression are not part of the format")
     if properties.get_layout() != h5py.h5d.CONTIGUOUS:
         refuse(element, "expected contiguous storage")
-    if dataset.id.get_type() != hdf5_type:
-        refuse(element, f"expected dtype {hdf5_type.dtype.str}, found another")
-    space = dataset.id.get_space()
-    if space.get_simple_extent_type() != h5py.h5s.SIMPLE:
-        refuse(element, "expected an array, found a scalar or an empty dataspace")
-    found = space.get_simple_extent_dims()
-    if shape is not None and found != shape:
-        refuse(element, f"expected shape {shape}, found {found}")
-    # A dataset that was never written takes no room, and would read as its fill value.
-    if dataset.id.get_storage_size() != math.prod(found) * hdf5_type.get_size():
-        refuse(element, "its numbers are missing from the file")
-    return dataset
 
 
-def _open(group: h5py.Group, name: str, kind: Any) -> Any:
-    element = f"{group.name.rstrip('/')}/{name}"
-    found: Any = group[name]
-    if not isinstance(found, kind):
-        expected, actual = kind.__name__.lower(), type(found).__name__.lower()
-        refuse(element, f"expected a {expected}, found a {actual}")
-    if h5py.h5o.get_info(found.id).rc != 1:
-        refuse(element, "expected an object of its own, found one with several links")
-    if h5py.h5a.get_num_attrs(found.id):
-        refuse(element, "attributes here are not part of the format")
-    return found
+def _read_text(attribute: h5py.h5a.AttrID, where: str) -> str:
+    if attribute.get_space().get_simple_extent_type() != h5py.h5s.SCALAR:
+        refuse(where, "expected a scalar")
+    kind = attribute.get_type()
+    if kind.get_class() != h5py.h5t.STRING or kind.is_variable_str() or kind.get_size() > _MAX_TEXT:
+        refuse(where, f"expected text of fixed length, at most {_MAX_TEXT} bytes")
+    text = np.empty((), f"S{kind.get_size()}")
+    attribute.read(text)
+    return bytes(text[()]).partition(b"\0")[0].decode("utf-8", "replace")
 
 
 def _printable(name: bytes) -> str:
