@@ -14,7 +14,7 @@ import numba
 import numpy as np
 import pytest
 import reference
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from strategies import Case, cases
 
@@ -144,6 +144,41 @@ def test_reference_gradient_is_the_complex_step(case):
 def test_objective_equals_reference(dtype, by_rows, data):
     with summed(by_rows):
         assert_equals_reference(data.draw(cases(dtype=dtype)), dtype)
+
+
+# Everything that an objective can be made of; class weights go with losses for classes only, so they are drawn apart.
+EVERYTHING = {"penalties": "all", "tied": True, "masked": True}
+CLASSES = {"penalties": "all", "class_weighted": True}
+OPTIONS = pytest.mark.parametrize("options", [EVERYTHING, CLASSES], ids=["everything", "class weights"])
+
+
+@SUMS
+@DTYPES
+@OPTIONS
+@settings(max_examples=25)
+@given(data=st.data())
+def test_objectives_with_masks_ties_and_penalties_equal_the_reference(dtype, by_rows, options, data):
+    with summed(by_rows):
+        case = data.draw(cases(dtype=dtype, **options))
+        assume(case.mask is None or case.mask.any())
+        assert_equals_reference(case, dtype, keep_activations=data.draw(st.booleans()))
+
+
+@SUMS
+@DTYPES
+@OPTIONS
+@settings(max_examples=8)
+@given(data=st.data())
+def test_masks_ties_and_penalties_give_the_same_bits_everywhere(dtype, by_rows, options, data):
+    case = data.draw(cases(dtype=dtype, **options))
+    assume(case.mask is None or case.mask.any())
+    results = set()
+    for n in THREADS:
+        for keep in (True, False):
+            with threads(n), summed(by_rows):
+                J, g = case.objective(keep_activations=keep).value_and_gradient(case.net.theta)
+                results.add((J, g.tobytes()))
+    assert len(results) == 1
 
 
 @SUMS

@@ -16,7 +16,7 @@ import pytest
 import reference
 
 import mlpkit
-from mlpkit import MLP, Dense, Input, KLSparsity, Objective
+from mlpkit import MLP, Dense, Input, KLSparsity, L1Sparsity, Objective
 
 # name: (the line as it should be, the line with the mistake)
 MISTAKES = {
@@ -49,6 +49,29 @@ MISTAKES = {
         "weights[k + 1].T @ delta)",
     ),
     "W not transposed": ("weights[k + 1].T @ delta", "weights[k + 1] @ delta"),
+}
+
+# The same for a case with tied weights, L1 penalties and masked targets.
+RICHER = {
+    "no L1 term": ("pull + l1_slope(layer, a[i])", "pull"),
+    "L1 by value instead of sign": ("l1_slope(layer, a[i])", "layer.strength * a[i]"),
+    "hidden L1 without f'": MISTAKES["hidden sparsity without f'"],
+    "output L1 without f'": MISTAKES["output sparsity without f'"],
+    "mask ignored": ("hide(Y, mask)", "Y"),
+    "masked examples dropped": (
+        "w, Y = example_weights(X, sample_weight), hide(Y, mask)",
+        "w, Y = example_weights(X, sample_weight) * mask.all(axis=1), hide(Y, mask)",
+    ),
+    "mask in the denominator": (
+        "share = theta.dtype.type(w[i] / w.sum())",
+        "share = theta.dtype.type(w[i] / (w @ mask.mean(axis=1)))",
+    ),
+    "tied gradient dropped": ("fold(network, sum_W)", "owned(network, sum_W)"),
+    "tied weights decayed twice": (
+        "sum_W[k] += layer.weight_decay * weights[k]",
+        "sum_W[k] += network.layers[0].weight_decay * weights[k]",
+    ),
+    "tied W not transposed": ("weights[k + 1].T @ delta", "weights[k + 1] @ delta"),
 }
 
 # Mistakes made consistently in J and its gradient pass every gradient check: only the twin tells.
@@ -107,25 +130,42 @@ def case():
     return types.SimpleNamespace(net=net, X=X, Y=Y, w=w, twin=reference.describe(net))
 
 
+@pytest.fixture
+def richer():
+    """A case with tied weights, L1 penalties, and masked targets."""
+    rng = np.random.default_rng(6)
+    layers = [
+        Input(4),
+        Dense(4, "tanh", sparsity=L1Sparsity(0.5)),
+        Dense(4, "tanh", tied_to=1, sparsity=(KLSparsity(0.3, 1.0), L1Sparsity(0.4))),
+    ]
+    net = MLP(layers, weight_decay=0.1)
+    net.theta = rng.normal(0.0, 0.5, net.n_parameters)
+    X, Y = rng.normal(size=(9, 4)), rng.uniform(-0.9, 0.9, (9, 4))
+    w, mask = rng.integers(1, 5, 9) / 2, rng.random((9, 4)) < 0.7
+    return types.SimpleNamespace(net=net, X=X, Y=Y, w=w, mask=mask, twin=reference.describe(net))
+
+
 def check_with_gradient(case, monkeypatch, gradient):
     """Run mlpkit.check_gradient on the true J with `gradient` in place of the engine's."""
-    calls = []
+    calls, mask = [], getattr(case, "mask", None)
 
     class Seeded(Objective):
         def value_and_gradient(self, theta, out=None):
             J, g = super().value_and_gradient(theta, out)
             calls.append(J)
-            g[:] = gradient(case.twin, np.array(theta, np.float64), case.X, case.Y, case.w)
+            g[:] = gradient(case.twin, np.array(theta, np.float64), case.X, case.Y, case.w, mask)
             return J, g
 
     monkeypatch.setattr(mlpkit.gradient_check, "Objective", Seeded)
-    report = mlpkit.check_gradient(case.net, case.X, case.Y, sample_weight=case.w)
+    report = mlpkit.check_gradient(case.net, case.X, case.Y, sample_weight=case.w, mask=mask)
     assert calls, "check_gradient never asked for the gradient"
     return report
 
 
-def test_the_true_gradient_passes(case, monkeypatch):
-    report = check_with_gradient(case, monkeypatch, reference.gradient)
+@pytest.mark.parametrize("name", ["case", "richer"])
+def test_the_true_gradient_passes(name, request, monkeypatch):
+    report = check_with_gradient(request.getfixturevalue(name), monkeypatch, reference.gradient)
     assert report.ok
     assert report.max_relative_error < 1e-6
 
@@ -172,3 +212,19 @@ def test_comparison_flags_what_no_gradient_check_can(case, name):
     assert max(reference.layer_errors(case.twin, g, wrong)) > 1e-3
     wrong_J = sum(broken["terms"](case.twin, theta, *data).values())
     assert abs(J - wrong_J) > 1e-3 * J
+
+
+@pytest.mark.parametrize("name", RICHER)
+def test_mistakes_with_ties_masks_and_l1_are_flagged(richer, monkeypatch, name):
+    wrong = mutated("gradient", RICHER[name])
+    report = check_with_gradient(richer, monkeypatch, wrong)
+    assert not report.ok
+    assert report.max_relative_error > 1e-3
+    theta, data = richer.net.theta.copy(), (richer.X, richer.Y, richer.w)
+    _, g = Objective(richer.net, *data, mask=richer.mask).value_and_gradient(theta)
+    errors = [
+        max(reference.layer_errors(richer.twin, g, gradient(richer.twin, theta, *data, richer.mask)))
+        for gradient in (reference.gradient, wrong)
+    ]
+    assert errors[0] < 1e-12
+    assert errors[1] > 1e-3

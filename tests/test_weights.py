@@ -19,7 +19,13 @@ TOLERANCE = {"float64": 1e-12, "float32": 1e-5}
 THREADS = [n for n in (1, 2, 4) if n <= numba.config.NUMBA_NUM_THREADS]
 DTYPES = pytest.mark.parametrize("dtype", ["float64", "float32"])
 # (loss, output activation)
-OUTPUTS = [("squared_error", "tanh"), ("squared_error", "softmax"), ("cross_entropy", "softmax")]
+OUTPUTS = [
+    ("squared_error", "tanh"),
+    ("squared_error", "softmax"),
+    ("cross_entropy", "softmax"),
+    ("binary_cross_entropy", "sigmoid"),
+    ("poisson", "exp"),
+]
 
 
 @pytest.fixture(params=[False, True], ids=["by pieces", "by rows"])
@@ -58,7 +64,12 @@ def close(found, expected, dtype="float64"):
 def one_by_one(net, X, Y, w, mask):
     """Return the data term as the formula has it, from predictions."""
     h = net.predict(X).astype(np.float64)
-    each = 0.5 * (h - Y) ** 2 if net.loss.name == "squared_error" else -Y * np.log(h)
+    each = {
+        "squared_error": lambda: 0.5 * (h - Y) ** 2,
+        "cross_entropy": lambda: -Y * np.log(h),
+        "binary_cross_entropy": lambda: -Y * np.log(h) - (1 - Y) * np.log(1 - h),
+        "poisson": lambda: h - Y * np.log(h),
+    }[net.loss.name]()
     return (w @ np.where(mask, each, 0.0).sum(axis=1)) / w.sum()
 
 
@@ -232,6 +243,23 @@ def test_missing_targets_without_a_mask_say_what_to_write():
         mlpkit.Objective(net, X, Y, mask=mask)
 
 
+@pytest.mark.parametrize(
+    ("loss", "activation", "bad"), [("binary_cross_entropy", "sigmoid", 1.5), ("poisson", "exp", -2.0)]
+)
+def test_targets_for_which_the_loss_is_not_defined_are_named_if_they_count(loss, activation, bad):
+    net = network(loss, activation)
+    X, Y, w, mask = data(net, 9)
+    Y[4, 2] = bad
+    with pytest.raises(InvalidArgumentError, match=rf"Y must lie in .* {loss!r}; found {bad:g} at row 4 column 2"):
+        mlpkit.Objective(net, X, Y)
+    w[4], mask[4, 2] = 0, False
+    costs = [mlpkit.Objective(net, X, Y, w).value_and_gradient(net.theta)[0]]
+    costs += [mlpkit.Objective(net, X, Y, mask=mask).value_and_gradient(net.theta)[0]]
+    assert np.isfinite(costs).all()
+    with pytest.raises(InvalidArgumentError, match=rf"found {bad:g} at row 4 column 2"):
+        mlpkit.Objective(net, X, Y, np.arange(9.0), mask=np.arange(36).reshape(9, 4) != 0)
+
+
 def test_only_targets_that_count_are_out_of_range():
     net = network(activation="sigmoid")
     X, Y, w, mask = data(net, 9)
@@ -278,6 +306,27 @@ def test_class_weights_multiply_sample_weights(dtype, m, seed):
     rows = np.eye(3)[labels]
     J, g = mlpkit.Objective(net, X, rows, w, class_weight=c).value_and_gradient(net.theta)
     assert close(g, expected[1], dtype)
+
+
+def binary(activation="sigmoid"):
+    return network("binary_cross_entropy", activation, sizes=(6, 5, 1))
+
+
+def test_binary_classes_weigh_as_probabilities_say():
+    net = binary()
+    X, _, w, _ = data(net, 50)
+    c = np.array([0.5, 3.0])
+    rng = np.random.default_rng(1)
+    for y in (rng.integers(0, 2, 50), rng.random(50)):
+        J, g = mlpkit.Objective(net, X, y, w, class_weight={0: 0.5, 1: 3.0}).value_and_gradient(net.theta)
+        J2, g2 = mlpkit.Objective(net, X, y, w * ((1 - y) * c[0] + y * c[1])).value_and_gradient(net.theta)
+        assert close(J, J2)
+        assert close(g, g2)
+    y = np.arange(50) % 5 == 0
+    J, g = mlpkit.Objective(net, X, y, class_weight="balanced").value_and_gradient(net.theta)
+    J2, g2 = mlpkit.Objective(net, X, y, np.where(y, 4.0, 1.0)).value_and_gradient(net.theta)
+    assert close(J, J2)
+    assert close(g, g2)
 
 
 def test_rows_of_probabilities_weigh_by_their_mean():
@@ -382,6 +431,9 @@ def test_bad_class_weights_are_named(class_weight, message):
 
 
 def test_class_weights_need_classes():
+    many = network("binary_cross_entropy", "sigmoid")
+    with pytest.raises(InvalidArgumentError, match=r"class_weight needs .*; found binary_cross_entropy with 4 outputs"):
+        mlpkit.Objective(many, np.zeros((3, 6)), np.zeros((3, 4)), class_weight="balanced")
     net = network()
     with pytest.raises(InvalidArgumentError, match=r"class_weight needs .*; found squared_error with 4 outputs"):
         mlpkit.Objective(net, np.zeros((3, 6)), np.zeros((3, 4)), class_weight="balanced")
