@@ -1,9 +1,10 @@
-"""The command ``mlpkit``: the demo, the configuration, and compiling ahead of time.
+"""The command ``mlpkit``: the demo, model files, the configuration, and compiling ahead of time.
 
 ``mlpkit demo`` does the whole job of section 4 of the notes: whitened patches of photographs, a
 sparse autoencoder, pictures of what its hidden units look for, a model file. Exit codes: 0 for
 success, 1 when something fails (one line on standard error says what), 2 for a command line that
-makes no sense, 130 after Ctrl-C, 141 where whoever read the output has gone (``| head``).
+makes no sense, 3 for a file that is no model, 130 after Ctrl-C, 141 where whoever read the output has
+gone (``| head``).
 """
 
 from __future__ import annotations
@@ -20,10 +21,11 @@ from numpy.typing import NDArray
 
 from mlpkit import activations, datasets, model_file, plotting, preprocessing
 from mlpkit.autoencoder import sparse_autoencoder
-from mlpkit.errors import InvalidArgumentError, MissingExtraError, MlpkitError, import_extra
+from mlpkit.errors import InvalidArgumentError, MissingExtraError, MlpkitError, ModelFormatError, import_extra
 from mlpkit.kernels.jit import MOST_THREADS, set_num_threads
 from mlpkit.layers import Dense, Input
 from mlpkit.mlp import MLP
+from mlpkit.model_commands import NOT_A_MODEL, add_model_commands
 from mlpkit.optimizers import LBFGS
 from mlpkit.penalties import KLSparsity
 from mlpkit.system import package_version, show_config
@@ -45,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        0 for success, 1 for failure, 130 after Ctrl-C, 141 after a broken pipe.
+        0 for success, 1 for failure, 3 for a file that is no model, 130 after Ctrl-C, 141 after a broken pipe.
 
     Raises
     ------
@@ -79,6 +81,8 @@ def _run(arguments: Sequence[str] | None) -> int:
         raise
     except MemoryError as error:
         return _fail(f"not enough memory: {error}".rstrip(": "))
+    except ModelFormatError as error:
+        return _fail(str(error), NOT_A_MODEL)
     except (MlpkitError, OSError) as error:
         return _fail(str(error))
     except KeyboardInterrupt:
@@ -86,9 +90,9 @@ def _run(arguments: Sequence[str] | None) -> int:
         return 130
 
 
-def _fail(message: str) -> int:
+def _fail(message: str, code: int = 1) -> int:
     print(f"mlpkit: error: {' '.join(message.split())}", file=sys.stderr)
-    return 1
+    return code
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -97,6 +101,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"mlpkit {version}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     _add_demo(commands)
+    add_model_commands(commands)
     config = commands.add_parser(
         "config",
         help="show versions, threads, vector width and cache folder",

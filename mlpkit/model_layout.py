@@ -28,7 +28,9 @@ __all__ = ["OBJECTIVE", "Contents", "arrays_of", "first_non_finite", "lay_out", 
 OBJECTIVE = (
     "J = sum_i w_i loss(h(x_i), y_i) / sum_i w_i + sum_l lambda_l/2 sum (W^(l))^2 + sum_l penalties_l;"
     " squared_error = 1/2 ||h - y||^2;"
-    " KLSparsity = beta sum_j KL(rho || rho_hat_j), rho_hat_j = sum_i w_i s(a_ij) / sum_i w_i"
+    " KLSparsity = beta sum_j KL(rho || rho_hat_j); MeanPenalty = beta sum_j p(rho_hat_j);"
+    " rho_hat_j = sum_i w_i s(a_ij) / sum_i w_i;"
+    " L1Sparsity = strength sum_j sum_i w_i |a_ij| / sum_i w_i"
 )
 
 _MODEL = Encoding("mlpkit.model", 1, 0)
