@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from numba.core.ccallback import CFunc
 from numpy.typing import NDArray
 
 from mlpkit.activations.record import curvature_tile, forward_tile, tangent_tile
@@ -19,6 +20,8 @@ from mlpkit.plan import Plan
 from mlpkit.weights import Packed
 
 __all__ = ["HessianProducts"]
+
+_LARGEST = np.finfo(np.float64).max
 
 
 class HessianProducts:
@@ -50,10 +53,10 @@ class HessianProducts:
         self._constants = constants
         self._functions = np.zeros((top + 1, second_order.FUNCTION_COLUMNS), np.int64)
         for row, layer in zip(self._functions, plan.dense, strict=True):
-            row[second_order.FORWARD] = forward_tile(layer.activation, dtype, False).address
-            row[second_order.TANGENT] = tangent_tile(layer.activation, dtype).address
-            row[second_order.CURVATURE] = curvature_tile(layer.activation, dtype).address
-        self._output: int = output_curvature_tile(plan.loss, plan.dense[top].activation, dtype).address
+            row[second_order.FORWARD] = _address(forward_tile(layer.activation, dtype, False))
+            row[second_order.TANGENT] = _address(tangent_tile(layer.activation, dtype))
+            row[second_order.CURVATURE] = _address(curvature_tile(layer.activation, dtype))
+        self._output = _address(output_curvature_tile(plan.loss, plan.dense[top].activation, dtype))
         # A penalised output layer needs room for the second part of its delta, and for that one's rate.
         self._rows = second_order.FIELDS * plan.n_units + (
             2 * plan.dense[top].units if plan.dense[top].penalties else 0
@@ -145,5 +148,12 @@ class HessianProducts:
             for penalty in layer.mean_penalties:
                 slope += s * penalty.derivative(rho_hat)
                 bend += s * s * penalty.second_derivative(rho_hat)
+            bend = np.clip(bend, -_LARGEST, _LARGEST)  # infinity times a rate of 0 would be NaN
             for terms, values in zip(self._terms, (slope, bend * rates[units]), strict=True):
                 terms[units] = np.minimum(np.maximum(values, -steepest), steepest)
+
+
+def _address(tile: CFunc) -> int:
+    address = tile.address
+    assert address is not None
+    return address

@@ -57,6 +57,8 @@ class Iteration:
         Time since the start of the fit.
     iteration_seconds : float
         Time since the previous iteration, or the start of the fit for the first.
+    n_hessian_products : int
+        Products of the Hessian and a vector since the start of the fit.
     """
 
     iteration: int
@@ -68,6 +70,7 @@ class Iteration:
     n_evaluations: int
     seconds: float
     iteration_seconds: float
+    n_hessian_products: int = 0
 
 
 class History(list[Iteration]):
@@ -103,6 +106,8 @@ class FitResult:
         How long it took.
     history : History
         One record for each accepted iteration.
+    n_hessian_products : int
+        Products of the Hessian and a vector.
     """
 
     cost: float
@@ -112,12 +117,14 @@ class FitResult:
     reason: str
     seconds: float
     history: History = field(repr=False)
+    n_hessian_products: int = 0
 
     def __str__(self) -> str:
+        products = f"{self.n_hessian_products} Hessian products, " if self.n_hessian_products else ""
         return (
             f"{self.reason}\n"
             f"J = {self.cost:.6g} ({_in_words(self.terms)})\n"
-            f"{self.n_iterations} iterations, {self.n_evaluations} evaluations, "
+            f"{self.n_iterations} iterations, {self.n_evaluations} evaluations, {products}"
             f"{self.seconds:.2f} s"
         )
 
@@ -152,7 +159,8 @@ def fit(
     Y : array-like, shape (m, s_nl) or (m,)
         Targets, or integer class labels for the cross-entropy loss. May be `X` itself.
     optimizer : Optimizer, optional
-        `LBFGS` (its defaults if None), `GradientDescent`, or any object with such a ``minimize``.
+        `LBFGS` (its defaults if None), `NewtonCG`, `TrustNCG`, `GradientDescent`, or any object with such a
+        ``minimize``.
     sample_weight, class_weight, mask
         Weights of examples and classes, and which targets count; as `mlpkit.Objective` takes them.
     progress : bool
@@ -196,7 +204,7 @@ def fit(
         recorder = _Recorder(objective, start, show)
         theta = np.array(net.theta, dtype=np.float64)
         try:
-            final, reason = chosen.minimize(recorder.evaluate, theta, recorder.report)
+            final, reason = chosen.minimize(recorder, theta, recorder.report)
             recorder.finish(final)
         except _DivergedError as error:
             reason = str(error)
@@ -213,6 +221,7 @@ def fit(
         reason=reason,
         seconds=time.perf_counter() - start,
         history=recorder.history,
+        n_hessian_products=recorder.n_hessian_products,
     )
 
 
@@ -244,7 +253,7 @@ class _Recorder:
 
     def __init__(self, objective: Objective, start: float, show: Any) -> None:
         self.history = History()
-        self.n_evaluations = 0
+        self.n_evaluations = self.n_hessian_products = 0
         self.good: _Evaluated | None = None
         self._objective = objective
         self._dtype = objective.net.dtype
@@ -252,7 +261,7 @@ class _Recorder:
         self._show = show
         self._latest: _Evaluated | None = None
 
-    def evaluate(self, theta: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+    def __call__(self, theta: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
         """Return J and its gradient in float64, remembering the terms."""
         with np.errstate(over="ignore"):
             rounded = np.asarray(theta, dtype=self._dtype)
@@ -267,6 +276,13 @@ class _Recorder:
         if self.good is None and np.isfinite(cost) and np.isfinite(gradient64).all():
             self.good = self._latest  # the starting point
         return cost, gradient64
+
+    def hessian_vector_product(self, theta: NDArray[np.float64], v: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return the product of the Hessian of J and v in float64."""
+        self.n_hessian_products += 1
+        with np.errstate(over="ignore"):
+            rounded = (np.asarray(array, dtype=self._dtype) for array in (theta, v))
+            return np.asarray(self._objective.hessian_vector_product(*rounded), dtype=np.float64)
 
     def report(self, theta: NDArray[np.float64], cost: float, gradient: NDArray[np.float64]) -> None:
         """Put an accepted iteration on record."""
@@ -283,6 +299,7 @@ class _Recorder:
             n_evaluations=self.n_evaluations,
             seconds=seconds,
             iteration_seconds=seconds - before,
+            n_hessian_products=self.n_hessian_products,
             **self.good.terms,
         )
         self.history.append(record)
@@ -298,7 +315,7 @@ class _Recorder:
         for known in (self._latest, self.good):
             if known is not None and np.array_equal(known.theta, theta):
                 return known
-        self.evaluate(theta)
+        self(theta)
         assert self._latest is not None
         return self._latest
 
