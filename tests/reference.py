@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from reference_functions import ANALYTIC as ANALYTIC
 from reference_functions import (
+    FACTORIES,
     L1,
     PENALTIES,
     Mean,
@@ -157,8 +158,8 @@ def parts(network, theta):
     return [roll([W], [b]) for W, b in zip(owned(network, weights), biases, strict=True)]
 
 
-# What the tests look names up in.
-ACTIVATIONS = {name: activation(name).f for name in ("sigmoid", "tanh", "identity", "relu", "softmax")}
+# Those that need no parameter, by name.
+ACTIVATIONS = {name: activation(name).f for name in FACTORIES if name != "top_k"}
 
 
 # Forward, equations (6) and (7) -----------------------------------------------------------------

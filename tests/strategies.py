@@ -104,8 +104,11 @@ class Case:
 
 
 def built_in(kind):
-    """Return the names of mlpkit's own `kind` (a registry module) that have a twin in `reference_functions`."""
+    """Return the names of mlpkit's own `kind` (a registry module), each of which must have a twin."""
     known = {"activations": functions.FACTORIES, "losses": functions.LOSS_FACTORIES}[kind]
+    module = getattr(mlpkit, kind)
+    alone = {name for name in module.names() if module.get(name).builtin} - set(known)
+    assert not alone, f"{kind} without a twin: {alone}"
     return [name for name in (*known, *VARIANTS[kind]) if _registered(kind, name)]
 
 
