@@ -1,11 +1,31 @@
 """Branch-free elementary functions that compilers turn into vector code; public, for authors of plugins.
 
-Numba's ``math.exp`` stays a call for each element. These are a few multiplications and additions instead, work in the
-dtype of their argument (float64 or float32), pass NaN through and reach the right limits at +-infinity. In compiled
-code they are within 2 units in the last place of the true value (erfc and ndtr: 4). Called from plain Python they
-compute the same functions with NumPy and SciPy, on scalars or arrays.
+Numba's ``math.exp`` stays a call for each element. These are some multiplications and additions instead, work in the
+dtype of their argument (float64 or float32; whole numbers are taken as float64), pass NaN through and reach the right
+limits at +-infinity. In compiled code they are within 2 units in the last place of the true value, erfc and ndtr within
+4, down to the smallest subnormal number; with or without fused multiply-adds. Exceptions:
 
-The methods are the classical ones.
+- sin and cos are so accurate up to |x| = 2**20 (float32: 2**25). Beyond, the absolute error may reach that of a
+  rounded argument, |x| 2**-53, though the fused multiply-adds of today's processors keep it far below; and from
+  2**51 on every x is taken for a multiple of 2 pi. The result always lies in [-1, 1].
+
+Called from plain Python they compute the same functions with NumPy and SciPy, on scalars or arrays, without warnings:
+within 4 units in the last place, which NumPy promises of its vector functions, and erfc and ndtr within 10 (measured).
+
+The methods are the classical ones. All polynomials are interpolated at Chebyshev nodes or minimax, our own fits.
+
+- exp: with k = round(x / log 2) and r = x - k log 2, exp(x) = 2**k exp(r), where log 2 is split in two so that r is
+  exact, and exp(r) = 1 + r + r**2 P(r) for |r| <= log(2) / 2 (error 1.3e-17 for float64, 7.9e-9 for float32). expit
+  and tanh are quotients of it; expm1 adds the terms of 2**k - 1 + 2**k (r + ...) from the largest on, without loss.
+- log and log1p: with x = 2**k (1 + f), 1 + f between sqrt(1/2) and sqrt(2), and s = f / (2 + f), log(1 + f) =
+  2 artanh(s) = 2 s + s**3 P(s**2) (relative error 4.3e-18 and 1.6e-11). softplus is max(x, 0) + log(1 + e) with e =
+  exp(-|x|), where the same series for s up to 1/3 needs no k (1.3e-18 and 4.6e-9).
+- erf: x + x P(x**2) up to 1 (7.3e-18 and 1.2e-9), and 1 - exp(P(|x| - 1)) beyond, P near log(erfc) (absolute error of
+  the exponential 6.6e-18 and 1.0e-9).
+- erfc: exp(-x**2) P(t) / (x + 2) with t = (x - 2) / (x + 2), after Shepherd and Laframboise (relative error 1.5e-17
+  and 3.5e-9), x**2 in two parts so that its rounding does not count. ndtr is the same for x / sqrt(2).
+- sin and cos: x minus the nearest multiple of pi / 2, which is subtracted in four parts (float32: two parts, in
+  float64), and polynomials for |r| <= pi / 4 (3.4e-18 and 3.6e-9).
 """
 
 from __future__ import annotations
@@ -139,9 +159,18 @@ def erfc(x: ArrayLike) -> Any:
     >>> float(erfc(0.0))
     1.0
     """
+    return _erfc(_floats(x), 1.0)
+
+
+def _erfc(x: Any, half: float) -> Any:
+    """Return erfc(x * sqrt(half)), with its relative accuracy kept to the smallest numbers, which SciPy's loses."""
     from scipy import special
 
-    return special.erfc(_floats(x))
+    a = np.clip(x, 0, 40).astype(np.float64)
+    head = a.astype(np.float32).astype(np.float64)
+    gaussian = np.exp(-half * head * head) * np.exp(-half * (a - head) * (a + head))
+    tail = special.erfcx(a * np.sqrt(half)) * gaussian
+    return np.where(x > 0, tail, special.erfc(x * np.sqrt(half))).astype(x.dtype)[()]
 
 
 @np.errstate(all="ignore")
@@ -155,9 +184,7 @@ def ndtr(x: ArrayLike) -> Any:
     >>> float(ndtr(0.0))
     0.5
     """
-    from scipy import special
-
-    return special.ndtr(_floats(x))
+    return 0.5 * _erfc(-_floats(x), 0.5)
 
 
 @np.errstate(all="ignore")

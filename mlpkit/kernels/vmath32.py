@@ -22,7 +22,7 @@ _SQRT_HALF = 0x3F3504F3
 # pi / 2 in float64, its first 28 bits and the rest.
 _MAGIC64 = 6755399441055744.0
 _TURN1, _TURN2 = 1.570796325802803, 9.920935796805404e-10
-_EDGE = np.float32(0.7854)
+_EDGE = np.float32(0.8)
 
 
 @inline
@@ -135,10 +135,12 @@ def _log(x):
 def _log1p(x):
     u = _ONE + x
     k, f = _logarithm_parts(u)
-    c = (x - (u - _ONE) if x < _ONE else _ONE - (u - x)) / u
+    b = u - _ONE
+    lost = (x - b) + (_ONE - (u - b))
+    c = lost * (_HALF * _power(np.float32(_MAGIC + 128) - k)) * (_ONE - f + f * f)
     result = _logarithm(k, f, c)
+    result = result if x < _INF else x
     result = -_INF if x == -_ONE else result
-    result = x if x == _INF else result
     return _NAN if x < -_ONE else result
 
 
@@ -197,15 +199,17 @@ def _head(a):
 
 
 @inline
-def _gaussian_tail(square, rest, u, scale):
-    """Return scale * exp(-(square + rest)) * exp(u**2) * erfc(u), u from 0 to 10.1; scale is 2**-32 or less."""
+def _gaussian_tail(square, rest, u, low, scale):
+    """Return scale exp(-(square + rest)) exp(v**2) erfc(v), v = u + low from 0 to 10.1; scale is 2**-32 or less."""
     shifted = (square + rest) * -_LOG2E + _LIFTED
     n = shifted - _LIFTED
-    r = -square - n * _LOG2_HIGH
-    r = r - (n * _LOG2_LOW + rest)
+    high = -square - n * _LOG2_HIGH
+    c = n * _LOG2_LOW + rest
+    r = high - c
     q = _exp_polynomial(r) * (r * r) + r
     s = _power(shifted)
-    d = _ONE / (u + _TWO)
+    v = u + _TWO
+    d = _ONE / v
     t = _ONE - np.float32(4.0) * d
     p = np.float32(6.948072e-05)
     p = p * t + np.float32(4.694051e-05)
@@ -218,7 +222,9 @@ def _gaussian_tail(square, rest, u, scale):
     p = p * t + np.float32(2.7947178e-01)
     p = p * t + np.float32(-6.871607e-01)
     p = p * t + np.float32(1.0215827e00)
-    return ((s * q + s) * (p * d)) * scale
+    error = ((high - r) - c) + ((_ONE - d * v) - d * ((u - (v - _TWO)) + low)) * (_ONE + np.float32(2.5) * d)
+    g = p * d
+    return (s * (g + g * (q + (error + error * q)))) * scale
 
 
 @inline
@@ -226,7 +232,7 @@ def _erfc(x):
     a = abs(x)
     a = np.float32(10.1) if a > np.float32(10.1) else a
     head = _head(a)
-    y = _gaussian_tail(head * head, (a - head) * (a + head), a, _LOWER)
+    y = _gaussian_tail(head * head, (a - head) * (a + head), a, _ZERO, _LOWER)
     return _TWO - y if x < _ZERO else y
 
 
@@ -235,8 +241,12 @@ def _ndtr(x):
     a = abs(x)
     a = np.float32(14.28) if a > np.float32(14.28) else a
     head = _head(a)
-    half = _HALF * (a - head)
-    y = _gaussian_tail(_HALF * head * head, half * (a + head), a * np.float32(0.70710678), _HALF * _LOWER)
+    tail = a - head
+    top = head * np.float32(0.70703125)
+    low = head * np.float32(7.5531185e-05) + tail * np.float32(0.70710678)
+    u = top + low
+    low = (top - u) + low
+    y = _gaussian_tail(_HALF * head * head, _HALF * tail * (a + head), u, low, _HALF * _LOWER)
     return _ONE - y if x > _ZERO else y
 
 
@@ -244,7 +254,7 @@ def _ndtr(x):
 def _quarter_turns(x):
     """Write x = k pi / 2 + r, in float64, so that nothing is lost of r; return k in an integer's low bits, and r."""
     y = np.float64(x)
-    y = 0.0 * y if abs(y) > 4503599627370496.0 else y
+    y = 0.0 * y if abs(y) > 2251799813685248.0 else y
     shifted = y * 0.6366197723675814 + _MAGIC64
     n = shifted - _MAGIC64
     r = np.float32((y - n * _TURN1) - n * _TURN2)

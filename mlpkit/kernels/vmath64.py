@@ -153,11 +153,14 @@ def _log(x):
 def _log1p(x):
     u = 1.0 + x
     k, f = _logarithm_parts(u)
-    # What the sum 1 + x lost, relative to u, is added to the logarithm.
-    c = (x - (u - 1.0) if x < 1.0 else 1.0 - (u - x)) / u
+    # What the sum 1 + x lost, relative to u = 2**k (1 + f), is added to the logarithm. 2**(1 - k) never overflows, and
+    # 1 - f + f**2 is near enough to 1 / (1 + f).
+    b = u - 1.0
+    lost = (x - b) + (1.0 - (u - b))
+    c = lost * (0.5 * _power((_MAGIC + 1024.0) - k)) * (1.0 - f + f * f)
     result = _logarithm(k, f, c)
+    result = result if x < np.inf else x
     result = -np.inf if x == -1.0 else result
-    result = x if x == np.inf else result
     return np.nan if x < -1.0 else result
 
 
@@ -239,15 +242,17 @@ def _head(a):
 
 
 @inline
-def _gaussian_tail(square, rest, u, scale):
-    """Return scale * exp(-(square + rest)) * exp(u**2) * erfc(u), u from 0 to 27.3; scale is 2**-64 or less."""
+def _gaussian_tail(square, rest, u, low, scale):
+    """Return scale exp(-(square + rest)) exp(v**2) erfc(v), v = u + low from 0 to 27.3; scale is 2**-64 or less."""
     shifted = (square + rest) * -1.4426950408889634 + _LIFTED
     n = shifted - _LIFTED
-    r = -square - n * _LOG2_HIGH
-    r = r - (n * _LOG2_LOW + rest)
+    high = -square - n * _LOG2_HIGH
+    c = n * _LOG2_LOW + rest
+    r = high - c
     q = _exp_polynomial(r) * (r * r) + r
     s = _power(shifted)
-    d = 1.0 / (u + 2.0)
+    v = u + 2.0
+    d = 1.0 / v
     t = 1.0 - 4.0 * d
     p = -5.994347303262311e-09
     p = p * t - 1.4979747831197512e-08
@@ -274,7 +279,10 @@ def _gaussian_tail(square, rest, u, scale):
     p = p * t + 2.79472092556049e-01
     p = p * t - 6.871606844138106e-01
     p = p * t + 1.021582705242023e00
-    return ((s * q + s) * (p * d)) * scale
+    # What r and d lack, each relative to the result: p d goes about as d to the power of 1 + 2.5 d.
+    error = ((high - r) - c) + ((1.0 - d * v) - d * ((u - (v - 2.0)) + low)) * (1.0 + 2.5 * d)
+    g = p * d
+    return (s * (g + g * (q + (error + error * q)))) * scale
 
 
 @inline
@@ -282,7 +290,7 @@ def _erfc(x):
     a = abs(x)
     a = 27.3 if a > 27.3 else a  # beyond, erfc(a) rounds to 0
     head = _head(a)
-    y = _gaussian_tail(head * head, (a - head) * (a + head), a, _LOWER)
+    y = _gaussian_tail(head * head, (a - head) * (a + head), a, 0.0, _LOWER)
     return 2.0 - y if x < 0.0 else y
 
 
@@ -291,15 +299,20 @@ def _ndtr(x):
     a = abs(x)
     a = 38.6 if a > 38.6 else a
     head = _head(a)
-    half = 0.5 * (a - head)
-    y = _gaussian_tail(0.5 * head * head, half * (a + head), a * 0.7071067811865476, 0.5 * _LOWER)
+    tail = a - head
+    # a / sqrt(2) = u + low: sqrt(1/2) is split so that the first product is exact.
+    top = head * 0.7071067690849304
+    low = head * 1.210161710447897e-08 + tail * 0.7071067811865476
+    u = top + low
+    low = (top - u) + low
+    y = _gaussian_tail(0.5 * head * head, 0.5 * tail * (a + head), u, low, 0.5 * _LOWER)
     return 1.0 - y if x > 0.0 else y
 
 
 @inline
 def _quarter_turns(x):
     """Write x = k pi / 2 + r + lost; return k in the low bits of an integer, r, and what r lost in rounding."""
-    x = 0.0 * x if abs(x) > 4503599627370496.0 else x  # 2**52; infinity gives NaN
+    x = 0.0 * x if abs(x) > 2251799813685248.0 else x  # 2**51; infinity gives NaN
     shifted = x * 0.6366197723675814 + _MAGIC
     n = shifted - _MAGIC
     a = x - n * _TURN1
@@ -308,10 +321,11 @@ def _quarter_turns(x):
     c = b - n * _TURN3
     low = low + (((b - c) - n * _TURN3) - n * _TURN4)
     r = c + low
-    # Where n pi / 2 was inexact, r may lie outside: it stays where the polynomials are sines and cosines.
-    r = 0.7854 if r > 0.7854 else r
-    r = -0.7854 if r < -0.7854 else r
-    return np.float64(shifted).view(np.int64), r, (c - r) + low
+    lost = (c - r) + low
+    # Where n pi / 2 was not exact, r may lie far outside: it stays where the polynomials are sines and cosines.
+    r = 0.8 if r > 0.8 else r
+    r = -0.8 if r < -0.8 else r
+    return np.float64(shifted).view(np.int64), r, lost
 
 
 @inline
