@@ -16,6 +16,8 @@ from typing import NamedTuple
 
 import pytest
 
+from mlpkit import vmath
+
 
 class Processor(NamedTuple):
     """How to compile for a processor, and patterns of its instructions."""
@@ -44,7 +46,7 @@ PROCESSORS = {
     ),
 }
 MATRIX = ("affine", "affine_narrow", "accumulate_outer")
-ELEMENTWISE = ("exp", "expit", "tanh")  # log1p in float64 is scalar code on NEON, where LLVM finds that cheaper
+ELEMENTWISE = tuple(vmath.__all__)
 DTYPES = ("float64", "float32")
 
 
