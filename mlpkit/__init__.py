@@ -23,7 +23,7 @@ from mlpkit.mlp import MLP
 from mlpkit.model_file import load
 from mlpkit.noise import GaussianNoise, MaskingNoise, SaltAndPepperNoise
 from mlpkit.objective import Objective
-from mlpkit.optimizers import LBFGS, GradientDescent
+from mlpkit.optimizers import LBFGS, ConjugateGradient, GradientDescent
 from mlpkit.penalties import KLSparsity, L1Sparsity, MeanPenalty
 from mlpkit.system import package_version, show_config
 from mlpkit.user_penalties import penalty
@@ -33,6 +33,7 @@ __version__ = package_version("mlpkit")
 __all__ = [
     "LBFGS",
     "MLP",
+    "ConjugateGradient",
     "Dense",
     "GaussianNoise",
     "GradientDescent",

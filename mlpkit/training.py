@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -26,7 +26,7 @@ from mlpkit.checks import check_flag, check_matrix
 from mlpkit.errors import InvalidArgumentError, import_extra
 from mlpkit.kernels.jit import blas_limited
 from mlpkit.objective import Objective
-from mlpkit.optimizers import LBFGS, Optimizer
+from mlpkit.optimizers import LBFGS, Optimizer, Resumable, Snapshot, State, is_resumable
 
 if TYPE_CHECKING:
     from mlpkit.mlp import MLP
@@ -159,8 +159,8 @@ def fit(
     Y : array-like, shape (m, s_nl) or (m,)
         Targets, or integer class labels for the cross-entropy loss. May be `X` itself.
     optimizer : Optimizer, optional
-        `LBFGS` (its defaults if None), `NewtonCG`, `TrustNCG`, `GradientDescent`, or any object with such a
-        ``minimize``.
+        `LBFGS` (its defaults if None), `ConjugateGradient`, `NewtonCG`, `TrustNCG`, `GradientDescent`, or any object
+        with such a ``minimize``.
     sample_weight, class_weight, mask
         Weights of examples and classes, and which targets count; as `mlpkit.Objective` takes them.
     progress : bool
@@ -204,7 +204,7 @@ def fit(
         recorder = _Recorder(objective, start, show)
         theta = np.array(net.theta, dtype=np.float64)
         try:
-            final, reason = chosen.minimize(recorder, theta, recorder.report)
+            final, reason = _minimize(chosen, recorder, theta)
             recorder.finish(final)
         except _DivergedError as error:
             reason = str(error)
@@ -223,6 +223,16 @@ def fit(
         history=recorder.history,
         n_hessian_products=recorder.n_hessian_products,
     )
+
+
+def _minimize(
+    optimizer: Optimizer, recorder: _Recorder, theta: NDArray[np.float64], state: State | None = None
+) -> tuple[NDArray[np.float64], str]:
+    """Run an optimiser, from a state of its own if there is one; after each iteration the recorder has a snapshot."""
+    if is_resumable(optimizer):
+        resumable = cast(Resumable, optimizer)
+        return resumable.minimize(recorder, theta, recorder.report, state=state, save=recorder.save)
+    return optimizer.minimize(recorder, theta, recorder.report)
 
 
 def _with_noise(net: MLP, X: ArrayLike) -> ArrayLike:
@@ -255,6 +265,7 @@ class _Recorder:
         self.history = History()
         self.n_evaluations = self.n_hessian_products = 0
         self.good: _Evaluated | None = None
+        self.snapshot: Snapshot | None = None
         self._objective = objective
         self._dtype = objective.net.dtype
         self._start = start
@@ -283,6 +294,10 @@ class _Recorder:
         with np.errstate(over="ignore"):
             rounded = (np.asarray(array, dtype=self._dtype) for array in (theta, v))
             return np.asarray(self._objective.hessian_vector_product(*rounded), dtype=np.float64)
+
+    def save(self, snapshot: Snapshot) -> None:
+        """Keep what makes the optimiser's state after the iteration that is about to be reported."""
+        self.snapshot = snapshot
 
     def report(self, theta: NDArray[np.float64], cost: float, gradient: NDArray[np.float64]) -> None:
         """Put an accepted iteration on record."""

@@ -6,13 +6,14 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from scipy.optimize import minimize
 from threadpoolctl import threadpool_info
 
-from mlpkit import LBFGS, MLP, Dense, GradientDescent, Input, KLSparsity, Objective, errors, training
+from mlpkit import LBFGS, MLP, ConjugateGradient, Dense, GradientDescent, Input, KLSparsity, Objective, errors, training
 from mlpkit.errors import InvalidArgumentError, MissingExtraError
 from mlpkit.training import FitResult, History, Iteration, fit
 
@@ -44,21 +45,53 @@ class Scripted:
         return (self.points[-1] if self.returns is None else self.returns), self.reason
 
 
-def test_fit_is_the_optimiser_on_the_objective():
+@pytest.mark.parametrize(
+    "optimizer", [LBFGS(max_iter=25), ConjugateGradient(max_iter=25), GradientDescent(0.1, 25, line_search=True)]
+)
+def test_fit_is_the_optimiser_on_the_objective(optimizer):
     X, Y = data()
     net = network()
-    expected = minimize(
-        Objective(net, X, Y).value_and_gradient,
-        net.theta.copy(),
-        jac=True,
-        method="L-BFGS-B",
-        options={"maxiter": 25},
-    )
-    result = net.fit(X, Y, optimizer=LBFGS(max_iter=25))
-    np.testing.assert_array_equal(net.theta, expected.x)
-    assert result.cost == expected.fun
+    objective, start, reported = Objective(net, X, Y), net.theta.copy(), []
+    expected, reason = optimizer.minimize(objective.value_and_gradient, start, lambda *point: reported.append(point))
+    result = net.fit(X, Y, optimizer=optimizer)
+    np.testing.assert_array_equal(net.theta, expected)
+    assert [record.cost for record in result.history] == [cost for _, cost, _ in reported]
+    assert (result.cost, result.n_iterations, result.reason) == (reported[-1][1], 25, reason)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("optimizer", [LBFGS(max_iter=12), ConjugateGradient(max_iter=12), GradientDescent(0.1, 12)])
+def test_an_optimiser_goes_on_from_what_the_recorder_kept(optimizer, dtype):
+    X, Y = data()
+    net = network(dtype)
+    objective, start = Objective(net, X, Y), net.theta.astype(np.float64)
+
+    def record(optimizer, state=None):
+        recorder = training._Recorder(objective, 0.0, lambda record: None)
+        theta, reason = training._minimize(optimizer, recorder, start, state)
+        return theta, reason, recorder
+
+    whole, reason, recorder = record(optimizer)
+    costs = [record.cost for record in recorder.history]
+    for k in (1, 5, 11):
+        _, _, first = record(replace(optimizer, max_iter=k))
+        theta, why, rest = record(optimizer, first.snapshot())
+        np.testing.assert_array_equal(theta, whole)
+        assert why == reason
+        assert [record.cost for record in (*first.history, *rest.history)] == costs
+        assert first.n_evaluations + rest.n_evaluations == recorder.n_evaluations
+
+
+def test_lbfgs_is_scipys_but_for_rounding():
+    X, Y = data()
+    net = network()
+    options = {"maxiter": 25, "ftol": 0, "gtol": 0}
+    fun = Objective(net, X, Y).value_and_gradient
+    expected = minimize(fun, net.theta.copy(), jac=True, method="L-BFGS-B", options=options)
+    result = net.fit(X, Y, optimizer=LBFGS(max_iter=25, ftol=0, gtol=0))
+    np.testing.assert_allclose(net.theta, expected.x, rtol=1e-6, atol=1e-8)
+    assert result.cost == pytest.approx(expected.fun, rel=1e-9)
     assert (result.n_iterations, result.n_evaluations) == (expected.nit, expected.nfev)
-    assert result.reason == "max_iter reached"
 
 
 def test_gradient_descent_on_a_network_is_the_notes_algorithm():
@@ -137,6 +170,7 @@ def test_the_history_is_data():
         "n_evaluations",
         "seconds",
         "iteration_seconds",
+        "n_hessian_products",
     ]
     assert table["iteration"] == [1, 2, 3]
     assert json.loads(json.dumps(table)) == table
