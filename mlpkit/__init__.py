@@ -21,6 +21,7 @@ from mlpkit.layers import Dense, Input
 from mlpkit.losses import loss
 from mlpkit.mlp import MLP
 from mlpkit.model_file import load
+from mlpkit.newton import NewtonCG, TrustNCG
 from mlpkit.noise import GaussianNoise, MaskingNoise, SaltAndPepperNoise
 from mlpkit.objective import Objective
 from mlpkit.optimizers import LBFGS, ConjugateGradient, GradientDescent
@@ -46,9 +47,11 @@ __all__ = [
     "MissingExtraError",
     "MlpkitError",
     "ModelFormatError",
+    "NewtonCG",
     "Objective",
     "SaltAndPepperNoise",
     "TargetRangeWarning",
+    "TrustNCG",
     "activation",
     "activations",
     "blas_limited",

@@ -3,7 +3,8 @@
 An optimiser knows nothing of networks. It is given a function that returns J and its gradient, a
 starting theta, and a function to call after each accepted iteration; it returns the final theta
 and, in words, why it stopped. Whatever has such a `minimize` can be handed to `MLP.fit`; see
-`Optimizer`. One that can also stop and go on to the bit is a `Resumable`, as all our own are.
+`Optimizer`. One that can also stop and go on to the bit is a `Resumable`, as all our own are, but not
+SciPy's in `mlpkit.newton`.
 
 NaN or infinity is treated alike by all of them. At the start it is an error. On a *trial* of a line
 search it is a rejected step: the search goes on with a shorter one. At an *accepted* point it ends
