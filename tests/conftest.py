@@ -38,3 +38,16 @@ def rng():
     import numpy as np
 
     return np.random.default_rng(20110)
+
+
+@pytest.fixture
+def clean_registries():
+    """Forget afterwards what a test has registered."""
+    from mlpkit import activations, losses, user_penalties
+
+    registries = [activations.record.REGISTRY, losses.record.REGISTRY, user_penalties.REGISTRY]
+    kept = [dict(registry) for registry in registries]
+    yield
+    for registry, before in zip(registries, kept, strict=True):
+        registry.clear()
+        registry.update(before)

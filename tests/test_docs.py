@@ -5,21 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from mlpkit import activations, losses, user_penalties
-
 DOCS = Path(__file__).parent.parent / "docs"
 OPTIONS = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS
-
-
-@pytest.fixture
-def clean_registries():
-    """Forget afterwards what a page has registered."""
-    registries = [activations.record.REGISTRY, losses.record.REGISTRY, user_penalties.REGISTRY]
-    kept = [dict(registry) for registry in registries]
-    yield
-    for registry, before in zip(registries, kept, strict=True):
-        registry.clear()
-        registry.update(before)
 
 
 @pytest.mark.parametrize("page", ["plugins.md"])

@@ -8,120 +8,26 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from plugin_samples import (
+    ACTIVATIONS,
+    compatible,
+    data,
+    impostor,
+    make_scaled,
+    neighbours,
+    pairs,
+    swish,
+    unit_ball,
+    unit_ball_forward,
+    unit_ball_pullback,
+)
 
 import mlpkit
 from mlpkit import Dense, Input, activations, losses
 from mlpkit.activations import Activation
 from mlpkit.errors import InvalidArgumentError
-from mlpkit.kernels import functions, vmath
+from mlpkit.kernels import functions
 from mlpkit.losses import Fused, Loss
-
-# Reads z as well as a, so the engine has to keep both.
-swish = Activation(
-    "swish",
-    lambda z: z * vmath.expit(z),
-    lambda z, a: vmath.expit(z) * (1.0 + z * (1.0 - vmath.expit(z))),
-)
-
-
-def _unit_ball_forward(z, a):
-    panels, rows, lanes = z.shape
-    for p in range(panels):
-        for t in range(lanes):
-            square = 1.0
-            for j in range(rows):
-                square += z[p, j, t] * z[p, j, t]
-            for j in range(rows):
-                a[p, j, t] = z[p, j, t] / math.sqrt(square)
-
-
-def _unit_ball_pullback(z, a, g):
-    panels, rows, lanes = z.shape
-    for p in range(panels):
-        for t in range(lanes):
-            square, dot = 1.0, 0.0
-            for j in range(rows):
-                square += z[p, j, t] * z[p, j, t]
-                dot += a[p, j, t] * g[p, j, t]
-            for j in range(rows):
-                g[p, j, t] = (g[p, j, t] - a[p, j, t] * dot) / math.sqrt(square)
-
-
-# Couples the units of a layer, a = z / sqrt(1 + ||z||^2), and reads z on the way back.
-unit_ball = Activation(
-    "unit_ball", None, None, range=(-1.0, 1.0), tile_forward=_unit_ball_forward, tile_pullback=_unit_ball_pullback
-)
-
-
-def _neighbours_forward(z, a):
-    """a_j = z_j + z_{j+1}, around the ring; a is written before all of z is read."""
-    panels, rows, lanes = z.shape
-    for p in range(panels):
-        for j in range(rows):
-            for t in range(lanes):
-                a[p, j, t] = z[p, j, t] + z[p, (j + 1) % rows, t]
-
-
-def _neighbours_pullback(z, a, g):
-    panels, rows, lanes = g.shape
-    before = np.empty((rows, lanes), g.dtype)
-    for p in range(panels):
-        for j in range(rows):
-            for t in range(lanes):
-                before[j, t] = g[p, j, t]
-        for j in range(rows):
-            for t in range(lanes):
-                g[p, j, t] = before[j, t] + before[(j - 1) % rows, t]
-
-
-neighbours = Activation("neighbours", None, None, tile_forward=_neighbours_forward, tile_pullback=_neighbours_pullback)
-
-
-# Has the name of another, and must not be taken for it.
-impostor = Activation("softmax", lambda z: z, lambda z, a: 1.0, range=(0.0, 1.0))
-
-
-def make_scaled(factor):
-    """Make an activation that captures a number from outside."""
-    return Activation(
-        "scaled", lambda z: vmath.tanh(factor * z), lambda z, a: factor * (1.0 - a * a), range=(-1.0, 1.0)
-    )
-
-
-fair = Loss("fair", lambda a, y: abs(a - y) - np.log1p(abs(a - y)), lambda a, y: (a - y) / (1 + abs(a - y)))
-
-
-def data(net, seed=0, m=70):
-    """Return inputs and targets, none so near to its output that a loss with a kink there has no gradient."""
-    rng = np.random.default_rng(seed)
-    X = rng.normal(size=(m, net.sizes[0]))
-    if net.loss.class_targets:
-        return X, rng.integers(0, net.sizes[-1], m)
-    Y, outputs = rng.uniform(0.2, 0.8, (m, net.sizes[-1])), net.predict(X)
-    near = np.abs(outputs - Y) < 0.02
-    return X, np.where(near, np.where(outputs > 0.5, outputs - 0.1, outputs + 0.1), Y)
-
-
-USERS = [swish, make_scaled(0.5), unit_ball, neighbours]
-ACTIVATIONS = [*map(activations.get, activations.names()), activations.leaky_relu(0.2), activations.top_k(2)]
-LOSSES = [*map(losses.get, losses.names()), losses.huber(0.15), losses.quantile(0.9), fair]
-
-
-def pairs():
-    """Return each activation with squared error, and each loss on one or two activations."""
-    found = [(losses.squared_error, f) for f in [*ACTIVATIONS, *USERS]]
-    for loss in LOSSES:
-        usual = [activations.identity, activations.softplus]
-        found += [(loss, f) for f in [*loss.fused, *(usual if loss.function else [])]]
-    return [pair for pair in dict.fromkeys(found) if compatible(*pair)]
-
-
-def compatible(loss, activation):
-    try:
-        loss.check_activation(activation)
-    except InvalidArgumentError:
-        return False
-    return True
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
@@ -264,7 +170,7 @@ def test_an_unknown_name_lists_the_known_ones(get):
         (lambda: Activation("f", None), "needs either a function"),
         (lambda: Activation("f", None, lambda z, a: 1.0), "needs a function beside its derivative"),
         (
-            lambda: Activation("f", lambda z: z, lambda z, a: 1.0, tile_forward=_unit_ball_forward),
+            lambda: Activation("f", lambda z: z, lambda z, a: 1.0, tile_forward=unit_ball_forward),
             "needs either a function",
         ),
         (lambda: Activation("f", np.sin, lambda z, a: 1.0), "function of 'f' must be a plain Python function"),
@@ -273,7 +179,7 @@ def test_an_unknown_name_lists_the_known_ones(get):
         (lambda: Activation("f", lambda z: z, lambda a: a), r"derivative of 'f' must take .*\(z, a\); found \(a\)"),
         (lambda: Activation("f", lambda z: z, lambda *, z, a: a), "derivative of 'f' must take"),
         (
-            lambda: Activation("f", None, None, tile_forward=_unit_ball_pullback, tile_pullback=_unit_ball_pullback),
+            lambda: Activation("f", None, None, tile_forward=unit_ball_pullback, tile_pullback=unit_ball_pullback),
             r"tile_forward of 'f' must take the arguments \(z, a\)",
         ),
         (lambda: Loss("l", lambda a, y: a, lambda a: a), r"derivative of 'l' must take the arguments \(a, y\)"),
@@ -315,24 +221,6 @@ def test_an_unknown_name_lists_the_known_ones(get):
 def test_what_cannot_work_is_refused_with_the_reason(make, message):
     with pytest.raises(InvalidArgumentError, match=message):
         make()
-
-
-def test_cross_entropy_stays_right_where_a_softmax_output_underflows():
-    net = mlpkit.MLP([Input(1), Dense(2, "softmax", bias=False)], loss="cross_entropy")
-    net.theta = [1.0, -1.0]
-    J, gradient = mlpkit.Objective(net, [[5e3]], [1]).value_and_gradient(net.theta)
-    assert J == 1e4
-    np.testing.assert_allclose(gradient, [5e3, -5e3])
-
-
-@pytest.mark.parametrize("dtype", ["float64", "float32"])
-@pytest.mark.parametrize(("gap", "offset"), [(8, 0), (14, 0), (30, 0), (3, 1e3), (0, 1e6)])
-def test_cross_entropy_is_accurate_for_confident_outputs_and_large_logits(dtype, gap, offset):
-    net = mlpkit.MLP([Input(1), Dense(3, "softmax", init=0.0)], loss="cross_entropy", dtype=dtype)
-    net.biases[0][:] = [offset + gap, offset, offset]
-    J = mlpkit.Objective(net, [[1.0]], [0]).value_and_gradient(net.theta)[0]
-    # a_j carries the rounding of one exp and one division; the logarithm adds none of its own
-    assert pytest.approx(np.log1p(2 * np.exp(-float(gap))), rel=8 * float(np.finfo(dtype).eps)) == J
 
 
 TABLE = (1.0, 2.0, 3.0)
@@ -444,312 +332,3 @@ def test_functions_without_vector_code_draw_a_warning_that_names_them():
     captured = np
     with pytest.warns(UserWarning, match="calls tan,"):
         Loss("slow", lambda a, y: captured.tan(a - y))
-
-
-# Dual numbers --------------------------------------------------------------------------------------------------
-
-
-def _polynomial(z):
-    total = 0.0
-    for i in range(4):
-        total = total * z + i
-    return total
-
-
-def _branches(z):
-    if z > 1:
-        return z * z
-    return 2 if z < -1 else z
-
-
-def _in_place(z):
-    z += 1
-    z *= z
-    z /= 3.0
-    z -= 0.5
-    return z
-
-
-DIFFERENTIABLE = {
-    "polynomial": _polynomial,
-    "branches": _branches,
-    "in place": _in_place,
-    "abs": lambda z: abs(z) * z + abs(-z),
-    "max and min": lambda z: max(z, 0.3 * z, -1) * min(1.0, z * z) + np.maximum(z, 0.1) * np.minimum(2, z),
-    "whole powers": lambda z: z**3 - 2 * z**2 + z**-2 + z**0,
-    "powers": lambda z: abs(z) ** 1.5 + (1 + z * z) ** z + 2.0**z + math.pow(2.0, z),
-    "quotients": lambda z: 1 / (1 + z * z) / (2 - z),
-    "exponentials": lambda z: math.exp(-z * z) + np.expm1(z) + vmath.expit(z) * vmath.softplus(z) + math.tanh(z),
-    "logarithms": lambda z: math.log(2.0 + z * z) + np.log1p(z * z) + math.log2(3 + abs(z)) + np.log10(z * z + 1),
-    "erf": lambda z: math.erf(z) + math.erfc(z / 2) * z,
-    "circle": lambda z: math.sin(z) * np.cos(2 * z) + math.tan(z / 5) + math.atan2(z, 2.0) + math.hypot(z, 1),
-    "arcs": lambda z: math.asin(z / 9) + np.arccos(z / 9) + math.atan(z) + np.arctan(z),
-    "hyperbolic": lambda z: math.sinh(z) / np.cosh(z) + math.asinh(z) + math.acosh(2 + z * z) + math.atanh(z / 9),
-    "steps": lambda z: math.floor(z) + np.ceil(z) * z + z // 1 + z % 2 + int(z) + math.copysign(z, -1.0) + np.sign(z),
-    "questions": lambda z: z if math.isfinite(z) and not np.isnan(z) and not math.isinf(z) and z else 0.0,
-    "square root": lambda z: math.sqrt(1 + z * z) + np.square(z) + float(z),
-}
-
-
-@pytest.mark.filterwarnings("ignore:.*no vector code")
-@pytest.mark.parametrize("name", DIFFERENTIABLE)
-def test_derivatives_by_dual_numbers_agree_with_differences(name):
-    function = DIFFERENTIABLE[name]
-    f = Activation("f", function)
-    z = np.array([-2.3, -1.7, -0.6, 0.37, 0.8, 1.9])  # away from the steps and kinks above
-    h = 1e-4
-    at = [np.array([float(function(float(v))) for v in z + i * h]) for i in (-2, -1, 0, 1, 2)]
-    slope = (at[0] - 8 * at[1] + 8 * at[3] - at[4]) / (12 * h)
-    bend = (-at[0] + 16 * at[1] - 30 * at[2] + 16 * at[3] - at[4]) / (12 * h * h)
-    np.testing.assert_allclose(f.derivative(z, at[2]), slope, rtol=1e-9, atol=1e-9)
-    np.testing.assert_allclose(f.second_derivative(z, at[2]), bend, rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize("f", [*ACTIVATIONS, swish], ids=lambda f: f.name)
-def test_second_derivatives_of_activations_agree_with_differences_of_the_first(f):
-    if f.coupled:
-        with pytest.raises(InvalidArgumentError, match="couples the units"):
-            f.second_derivative(0.0, 0.0)
-        return
-    z = np.array([-3.7, -2.3, -0.9, -0.4, 0.37, 0.8, 1.9, 3.3])
-    h = 1e-5
-    difference = (f.derivative(z + h, f(z + h)) - f.derivative(z - h, f(z - h))) / (2 * h)
-    np.testing.assert_allclose(f.second_derivative(z, f(z)), difference, rtol=1e-7, atol=1e-7)
-
-
-@pytest.mark.parametrize("loss", [loss for loss in LOSSES if loss.function], ids=lambda loss: loss.name)
-def test_derivatives_of_losses_agree_with_differences(loss):
-    a, y = map(np.ravel, np.meshgrid([0.1, 0.47, 1.2, 2.9], [0.0, 0.3, 1.0, 2.0]))
-    h = 1e-5
-    values = np.vectorize(loss.function)
-    difference = (values(a + h, y) - values(a - h, y)) / (2 * h)
-    np.testing.assert_allclose(loss.derivative(a, y), difference, rtol=1e-7, atol=1e-7)
-    difference = (loss.derivative(a + h, y) - loss.derivative(a - h, y)) / (2 * h)
-    np.testing.assert_allclose(loss.second_derivative(a, y), difference, rtol=1e-6, atol=1e-6)
-
-
-def test_a_derivative_that_cannot_be_derived_is_asked_for():
-    f = Activation("table", lambda z: math.gamma(2.0 + abs(z)))
-    net = mlpkit.MLP([Input(1), Dense(1, f)])
-    with pytest.raises(InvalidArgumentError, match="gamma"):
-        mlpkit.Objective(net, [[1.0]], [[1.0]])
-
-
-# Decorators ----------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def clean_registries():
-    """Forget afterwards what a test has registered."""
-    kept = [(module.record.REGISTRY, dict(module.record.REGISTRY)) for module in (activations, losses)]
-    yield
-    for registry, before in kept:
-        registry.clear()
-        registry.update(before)
-
-
-def test_an_activation_as_a_user_types_it(clean_registries):
-    @mlpkit.activation(name="swish2")
-    def swish2(z):
-        """Swish, twice as steep."""
-        return z * vmath.expit(2 * z)
-
-    found = swish2.derivative(0.3, swish2.function(0.3))
-
-    @swish2.derivative
-    def _(z, a):
-        s = vmath.expit(2 * z)
-        return s + 2 * a * (1 - s)
-
-    assert swish2.derivative(0.3, swish2.function(0.3)) == pytest.approx(found, rel=1e-14)
-    assert swish2.__doc__ == "Swish, twice as steep."
-    net = mlpkit.MLP([Input(3), Dense(4, "swish2"), Dense(2, swish2)], seed=0)
-    assert mlpkit.check_gradient(net, *data(net)).ok
-    assert pickle.loads(pickle.dumps(net)).layers[1].activation is swish2
-    with pytest.raises(mlpkit.MlpkitError, match="has been given already"):
-        swish2.derivative(lambda z, a: 1.0)
-    with pytest.raises(mlpkit.MlpkitError, match="comes too late"):
-        swish2.second_derivative(lambda z, a: 1.0)
-    with pytest.raises(AttributeError, match="cannot be changed"):
-        swish2.name = "other"
-
-
-@pytest.mark.filterwarnings("ignore:.*no vector code")
-def test_bare_decorators_lambdas_and_names(clean_registries):
-    @mlpkit.activation
-    def bent(z):
-        return z if z > 0 else z / 2
-
-    assert activations.get("bent") is bent
-    cube = mlpkit.activation(lambda z: z**3, name="cube_of", derivative=lambda z, a: 3 * z**2)
-    assert cube.derivative(2.0, 8.0) == 12.0
-    with pytest.raises(InvalidArgumentError, match="name must be given"):
-        mlpkit.activation(lambda z: z)
-    with pytest.raises(InvalidArgumentError, match="mlpkit's own activation"):
-        mlpkit.activation(lambda z: z, name="leaky_relu(0.3)")
-
-    @mlpkit.loss
-    def cosh_error(a, y):
-        return math.cosh(min(max(a - y, -20), 20)) - 1
-
-    net = mlpkit.MLP([Input(3), Dense(2, "tanh")], loss="cosh_error", seed=0)
-    assert mlpkit.check_gradient(net, *data(net)).ok
-
-
-def test_a_loss_in_terms_of_z_as_a_user_types_it(clean_registries):
-    @mlpkit.loss(domain=(0, 1), targets=(0, 1))
-    def logistic(a, y):
-        return -y * vmath.log(a) - (1 - y) * vmath.log(1 - a)
-
-    @logistic.on("sigmoid")
-    def _(z, y):
-        return vmath.softplus(z) - y * z
-
-    results = []
-    for loss in ("logistic", "binary_cross_entropy"):
-        net = mlpkit.MLP([Input(3), Dense(2, "sigmoid", init=1.0)], loss=loss)
-        results.append(mlpkit.Objective(net, *data(net)).value_and_gradient(net.theta))
-    assert results[0][0] == pytest.approx(results[1][0], rel=1e-14)
-    np.testing.assert_allclose(results[0][1], results[1][1], rtol=1e-12)
-    net = mlpkit.MLP([Input(3), Dense(2, "hard_sigmoid", init=0.1)], loss=logistic)
-    assert mlpkit.check_gradient(net, *data(net)).ok, "on other activations it goes over a"
-    with pytest.raises(InvalidArgumentError, match=r"outputs in \[0, 1\]; those of 'tanh' lie in \[-1, 1\]"):
-        mlpkit.MLP([Input(3), Dense(2, "tanh")], loss=logistic)
-    with pytest.raises(InvalidArgumentError, match="has a form for 'sigmoid' already"):
-        logistic.on("sigmoid")
-
-
-def test_registering_compiles_no_kernel_of_the_engine(clean_registries):
-    from mlpkit.kernels import forward, sweeps
-
-    net = mlpkit.MLP([Input(2), Dense(3, "sigmoid"), Dense(1, "identity")], seed=0)
-    mlpkit.Objective(net, *data(net)).value_and_gradient(net.theta)
-    engine = [*forward.predict_sweep, *sweeps.forward_sweep, *sweeps.gradient_by_pieces, *sweeps.gradient_by_rows]
-    before = [len(kernel.signatures) for kernel in engine]
-    mine = mlpkit.activation(lambda z: 1 / (1 + vmath.exp(-z)), name="mine", derivative=lambda z, a: a * (1 - a))
-    net = mlpkit.MLP([Input(2), Dense(3, mine), Dense(1, "identity")], seed=0)
-    mlpkit.Objective(net, *data(net)).value_and_gradient(net.theta)
-    assert [len(kernel.signatures) for kernel in engine] == before
-
-
-# What registering finds wrong ----------------------------------------------------------------------------------
-
-
-def _square_root(z):
-    if z < 0:
-        raise ValueError("no negative numbers")
-    return math.sqrt(z)
-
-
-def _half_pullback(z, a, g):
-    for i in range(g.size):
-        g.reshape(-1)[i] *= 0.5
-
-
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
-        (
-            lambda: mlpkit.activation(lambda z: z * z, name="bad", derivative=lambda z, a: z),
-            r"^derivative of 'bad' is wrong at z = -?8: it gives -?8, where differences give -?16 .*64 of 65 points\)$",
-        ),
-        (
-            lambda: mlpkit.activation(lambda z: math.sin(z) / z, name="bad"),
-            r"^function of 'bad' must give a finite number for every z from -8 to 8; found nan at z = 0$",
-        ),
-        (
-            lambda: mlpkit.activation(_square_root, name="bad"),
-            r"^function of 'bad' must not raise.*it can raise ValueError \(no negative numbers\)",
-        ),
-        (
-            lambda: mlpkit.activation(
-                lambda z: (vmath.exp(z) - vmath.exp(-z)) / (vmath.exp(z) + vmath.exp(-z)), name="bad"
-            ),
-            r"^function of 'bad' must not give NaN; found it at z = -1000 \(for exponentials",
-        ),
-        (
-            lambda: mlpkit.activation(lambda z: 1.1 * vmath.expit(z), name="bad", range=(0, 1)),
-            r"^range of 'bad' must hold all values of its function, \[0, 1\]; found 1\.",
-        ),
-        (
-            lambda: mlpkit.activation(
-                lambda z: z**3, name="bad", derivative=lambda z, a: 3 * z**2, second_derivative=lambda z, a: 6.0
-            ),
-            r"^second_derivative of 'bad' is wrong at z = -8: it gives 6, where differences give -48",
-        ),
-        (
-            lambda: activations.register(
-                Activation("bad", None, tile_forward=_neighbours_forward, tile_pullback=_half_pullback)
-            ),
-            r"^tile_pullback of 'bad' must be the transpose",
-        ),
-        (
-            lambda: mlpkit.loss(lambda a, y: (a - y) ** 2, name="bad", derivative=lambda a, y: a - y),
-            r"^derivative of 'bad' is wrong at a = .*, y = ",
-        ),
-        (
-            lambda: mlpkit.loss(lambda a, y: -y * vmath.log(a), name="bad"),
-            r"^function of 'bad' must give a finite number for every a from -8 to 8; found nan at a = -8, y = -8$",
-        ),
-        (
-            lambda: losses.register(
-                Loss("bad", fused={activations.sigmoid: Fused(lambda z, y: z * z - y, lambda z, a, y: z)})
-            ),
-            r"^derivative of 'bad' on 'sigmoid' is wrong at z = -?8, y = .*: it gives -?8, where differences give -?16 ",
-        ),
-    ],
-)
-def test_a_wrong_plugin_is_refused_as_it_is_registered(make, message, clean_registries):
-    with pytest.raises(InvalidArgumentError, match=message):
-        make()
-    assert "bad" not in activations.names() + losses.names()
-
-
-# Extreme values ------------------------------------------------------------------------------------------------
-
-EXTREMES = [0.0, 1e-300, -1e-300, 1.0, -1.0, 50.0, -50.0, 1e4, -1e4]
-
-
-@pytest.mark.parametrize("dtype", ["float64", "float32"])
-@pytest.mark.parametrize(
-    ("loss", "activation"),
-    [pair for pair in pairs() if pair[0] in LOSSES and pair[1] not in USERS],
-    ids=lambda plugin: plugin.name,
-)
-def test_losses_and_gradients_are_finite_wherever_they_can_be(loss, activation, dtype):
-    net = mlpkit.MLP([Input(1), Dense(3, activation, init=1.0)], loss=loss, dtype=dtype)
-    for z in EXTREMES:
-        if activation is activations.exp and z > 20:
-            continue  # its square, or exp(z) itself, is infinite, and so is the loss
-        targets = [1.0, 0.0, 0.0] if loss.class_targets else [0.0, 0.5, 1.0]
-        net.theta = [1.0, 0.5, 0.0, 0.0, 0.0, z / 2]
-        J, gradient = mlpkit.Objective(net, [[z]], [targets]).value_and_gradient(net.theta)
-        assert np.isfinite(J), (z, J)
-        assert np.isfinite(gradient).all(), (z, gradient)
-
-
-@pytest.mark.parametrize("dtype", ["float64", "float32"])
-@pytest.mark.parametrize(("z", "y"), [(np.inf, 1.0), (-np.inf, 0.0), (1e4, 1.0), (-1e4, 0.0)])
-def test_binary_cross_entropy_vanishes_at_a_certain_and_right_answer(z, y, dtype):
-    net = mlpkit.MLP([Input(1), Dense(1, "sigmoid", init=0.0)], loss="binary_cross_entropy", dtype=dtype)
-    net.biases[0][:] = z
-    J, gradient = mlpkit.Objective(net, [[0.0]], [[y]]).value_and_gradient(net.theta)
-    assert J == 0
-    assert not gradient.any()
-
-
-def test_binary_cross_entropy_keeps_the_gradient_where_the_output_rounds_to_one():
-    net = mlpkit.MLP([Input(1), Dense(1, "sigmoid", init=0.0)], loss="binary_cross_entropy", dtype="float32")
-    net.biases[0][:] = 30.0
-    J, gradient = mlpkit.Objective(net, [[0.0]], [[1.0]]).value_and_gradient(net.theta)
-    assert net.predict([[0.0]])[0, 0] == 1.0
-    assert pytest.approx(np.exp(-30.0), rel=1e-6) == J
-    assert pytest.approx(-np.exp(-30.0), rel=1e-6) == gradient[1]
-
-
-def test_log_cosh_keeps_its_digits_near_zero_and_far_away():
-    for d in (1e-9, 1e-4, 0.3, 0.49, 0.51, 2.0, 30.0, 1e4):
-        exact = 0.5 * d * d - d**4 / 12 if d < 1e-2 else d + math.log1p(math.exp(-2 * d)) - math.log(2)
-        net = mlpkit.MLP([Input(1), Dense(1, "identity", init=1.0)], loss="log_cosh")
-        J, _ = mlpkit.Objective(net, [[d]], [[0.0]]).value_and_gradient(net.theta)
-        assert pytest.approx(exact, rel=1e-13) == J
