@@ -263,6 +263,7 @@ def cases(draw, dtype="float64", n_examples=None, weighted=None, masked=False, c
         case.class_weight = rng.integers(1, 9, 2 if loss == "binary_cross_entropy" else twin.sizes[-1]) / 4
     if has_mask:
         case.mask = rng.random(case.Y.shape) < 0.7
+        case.mask.flat[0] = True  # a mask without any is refused
         case.Y = np.where(case.mask, case.Y, rng.choice([np.nan, np.inf, -1e30], case.Y.shape)).astype(dtype)
     # Where the exact gradient of a layer all but cancels (one output that happens to hit its
     # target, say), no arithmetic gives its leading digits. Such draws are rare, and the twin itself
@@ -328,7 +329,7 @@ def _build(twin, X, raw, dtype):
         margin = SPARSE_GAUSSIAN_MARGIN if layer.activation == "gaussian" else KINK_MARGIN
         if layer.tied_to is None:
             z = a @ W.T + (b if layer.bias else 0.0)
-            shrink = np.minimum(1.0, reach / np.abs(z).max(axis=0))
+            shrink = np.minimum(1.0, reach / np.maximum(np.abs(z).max(axis=0), 1e-300))  # z may be 0 everywhere
         else:
             W = weights[layer.tied_to - 1].T
             b = b * min(1.0, reach)
