@@ -354,3 +354,12 @@ def test_without_locks_saving_works_and_nothing_is_cleared_away(tmp_path, monkey
     monkeypatch.setattr(durable.fcntl, "flock", flock)
     replace_file(str(tmp_path / "note"), b"whole")
     assert sorted(os.listdir(tmp_path)) == [".mlpkit-0000.tmp", "note"]
+
+
+@POSIX
+@pytest.mark.parametrize("times", [10, pytest.param(500, marks=pytest.mark.soak)])
+def test_killed_at_random_moments(times):
+    """Ten times here; five hundred in `make soak`."""
+    program = Path(__file__).with_name("saving.py")
+    done = subprocess.run([sys.executable, str(program), str(times)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
