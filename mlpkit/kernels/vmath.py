@@ -45,8 +45,8 @@ __all__ = ["cos", "erf", "erfc", "exp", "expit", "expm1", "log", "log1p", "ndtr"
 
 def _floats(x: ArrayLike) -> Any:
     """Return x as an array of floating-point numbers; whole numbers become float64, as in compiled code."""
-    x = np.asarray(x)
-    return x if x.dtype.kind == "f" else x.astype(np.float64)
+    array: Any = np.asarray(x)
+    return array if array.dtype.kind == "f" else array.astype(np.float64)
 
 
 @np.errstate(all="ignore")
@@ -82,9 +82,9 @@ def expit(x: ArrayLike) -> Any:
     >>> float(expit(0.0))
     0.5
     """
-    x = _floats(x)
-    e = np.exp(-np.abs(x))
-    return np.where(x >= 0, x.dtype.type(1), e) / (1 + e)
+    z = _floats(x)
+    e = np.exp(-np.abs(z))
+    return np.where(z >= 0, z.dtype.type(1), e) / (1 + e)
 
 
 @np.errstate(all="ignore")
@@ -132,8 +132,8 @@ def softplus(x: ArrayLike) -> Any:
     >>> float(softplus(-800.0)), float(softplus(800.0))
     (0.0, 800.0)
     """
-    x = _floats(x)
-    return np.maximum(x, x.dtype.type(0)) + np.log1p(np.exp(-np.abs(x)))
+    z = _floats(x)
+    return np.maximum(z, z.dtype.type(0)) + np.log1p(np.exp(-np.abs(z)))
 
 
 @np.errstate(all="ignore")

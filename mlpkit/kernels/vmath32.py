@@ -221,10 +221,11 @@ def _gaussian_tail(square, rest, u, low, scale):
     p = p * t + np.float32(-3.6441784e-02)
     p = p * t + np.float32(2.7947178e-01)
     p = p * t + np.float32(-6.871607e-01)
-    p = p * t + np.float32(1.0215827e00)
+    top = p * t + np.float32(1.0215827e00)
+    g = top * d
     error = ((high - r) - c) + ((_ONE - d * v) - d * ((u - (v - _TWO)) + low)) * (_ONE + np.float32(2.5) * d)
-    g = p * d
-    return (s * (g + g * (q + (error + error * q)))) * scale
+    lost = (((np.float32(1.0215827e00) - top) + p * t) + ((_ONE - t) - np.float32(4.0) * d) * p) * d
+    return (s * (g + (g * (q + (error + error * q)) + (lost + lost * q)))) * scale
 
 
 @inline

@@ -278,11 +278,12 @@ def _gaussian_tail(square, rest, u, low, scale):
     p = p * t - 3.644223150686919e-02
     p = p * t + 2.79472092556049e-01
     p = p * t - 6.871606844138106e-01
-    p = p * t + 1.021582705242023e00
-    # What r and d lack, each relative to the result: p d goes about as d to the power of 1 + 2.5 d.
+    top = p * t + 1.021582705242023e00
+    g = top * d
+    # What d, r and g lack; the first two relative to the result: top * d goes about as d to the power of 1 + 2.5 d.
     error = ((high - r) - c) + ((1.0 - d * v) - d * ((u - (v - 2.0)) + low)) * (1.0 + 2.5 * d)
-    g = p * d
-    return (s * (g + g * (q + (error + error * q)))) * scale
+    lost = (((1.021582705242023e00 - top) + p * t) + ((1.0 - t) - 4.0 * d) * p) * d
+    return (s * (g + (g * (q + (error + error * q)) + (lost + lost * q)))) * scale
 
 
 @inline
