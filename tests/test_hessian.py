@@ -49,7 +49,7 @@ def assert_equals_reference(case, dtype):
 
 @SUMS
 @DTYPES
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(data=st.data())
 def test_products_equal_reference(dtype, by_rows, data):
     case = data.draw(cases(dtype=dtype, **EVERYTHING))
@@ -75,7 +75,7 @@ def test_a_large_product_equals_reference():
     assert_equals_reference(sparse_case(601, sizes=(150, 260, 131)), "float64")
 
 
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(cases(max_units=12, n_examples=st.integers(1, 60), **EVERYTHING))
 def test_products_are_differences_of_gradients(case):
     (v,) = directions(case)
@@ -89,7 +89,7 @@ def test_products_are_differences_of_gradients(case):
     assert np.linalg.norm(found - numerical) <= 1e-5 * size
 
 
-@settings(max_examples=25)
+@settings(max_examples=15)
 @given(cases(max_units=12, **EVERYTHING))
 def test_the_hessian_is_symmetric(case):
     u, v = directions(case, 2)
@@ -168,7 +168,7 @@ def test_clamped_means_have_no_second_derivative():
 
 @SUMS
 @DTYPES
-@settings(max_examples=20)
+@settings(max_examples=10)
 @given(data=st.data())
 def test_any_number_of_threads_gives_the_same_bits(dtype, by_rows, data):
     case = data.draw(cases(dtype=dtype, **EVERYTHING))
