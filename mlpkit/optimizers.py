@@ -22,18 +22,21 @@ from mlpkit.conjugate_gradient import ConjugateGradient
 from mlpkit.descent import Evaluate, Report, Save, Snapshot, State, Vector
 from mlpkit.gradient_descent import GradientDescent
 from mlpkit.lbfgs import LBFGS
+from mlpkit.newton import NewtonCG, TrustNCG
 
 __all__ = [
     "LBFGS",
     "ConjugateGradient",
     "Evaluate",
     "GradientDescent",
+    "NewtonCG",
     "Optimizer",
     "Report",
     "Resumable",
     "Save",
     "Snapshot",
     "State",
+    "TrustNCG",
     "Vector",
     "is_resumable",
 ]

@@ -330,6 +330,11 @@ def test_an_optimizer_of_a_users_own_need_not_resume():
     assert not is_resumable(Wrapped())
 
 
+def test_scipys_optimisers_do_not_resume():
+    assert not is_resumable(optimizers.NewtonCG())
+    assert not is_resumable(optimizers.TrustNCG())
+
+
 @pytest.mark.parametrize(
     ("make", "name"),
     [
