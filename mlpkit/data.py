@@ -5,6 +5,7 @@ What is wrong is said before anything of the data's size is allocated.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import warnings
 
@@ -17,7 +18,26 @@ from mlpkit.mlp import MLP
 from mlpkit.sources import Labels, Rows, pack_rows, same_rows
 from mlpkit.weights import ClassWeight, Packed, check_mask, check_sample_weight, count_classes, pack_elements
 
-__all__ = ["Data"]
+__all__ = ["Data", "fingerprint"]
+
+
+def fingerprint(*arrays: ArrayLike) -> str:
+    """Return a SHA-256 of arrays of numbers, of their shapes and dtypes: the same data give the same text anywhere.
+
+    Examples
+    --------
+    >>> fingerprint([1.0, 2.0]) == fingerprint(np.array([1.0, 2.0])) != fingerprint([1, 2])
+    True
+    """
+    digest = hashlib.sha256()
+    for values in arrays:
+        array = np.atleast_1d(real_array(values, "data"))
+        array = array.astype(array.dtype.newbyteorder("<"), copy=False)
+        digest.update(f"{array.shape} {array.dtype.str}\n".encode())
+        step = max(1, (1 << 22) * len(array) // max(1, array.nbytes))  # rows: some megabytes
+        for begin in range(0, len(array), step):
+            digest.update(np.ascontiguousarray(array[begin : begin + step]).data)
+    return digest.hexdigest()
 
 
 class Data:

@@ -15,6 +15,7 @@ from mlpkit.checks import check_choice, check_fits, check_integer, check_matrix,
 from mlpkit.errors import InvalidArgumentError
 from mlpkit.layers import Dense, Input, check_layers, draw_parameters, layer_config, layer_from_config, parameter_blocks
 from mlpkit.losses import Loss
+from mlpkit.per_example import jacobian
 from mlpkit.prediction import Predictor
 
 if TYPE_CHECKING:
@@ -40,6 +41,14 @@ class MLP:
     seed : int, Generator or None
         Where the starting parameters come from; None draws them from the system's entropy.
 
+    Attributes
+    ----------
+    metadata : dict
+        Whatever you want to keep with the model, as values that JSON can hold; files carry it.
+    provenance : dict or None
+        How the parameters came about, as `fit` last put it on record: optimiser, iterations, terms of J, versions, and
+        a fingerprint of the data. Files carry it.
+
     Raises
     ------
     InvalidArgumentError
@@ -62,6 +71,13 @@ class MLP:
         dtype: Any = "float64",
         seed: int | np.random.Generator | None = None,
     ) -> None:
+        generator = self._define(layers, loss, weight_decay, dtype, seed)
+        self._hold(draw_parameters(self._layers, generator).astype(self._dtype))
+
+    def _define(
+        self, layers: Any, loss: Any, weight_decay: float, dtype: Any, seed: int | np.random.Generator | None
+    ) -> np.random.Generator:
+        """Check and keep everything but the parameters; return what they are to be drawn from."""
         self._layers = check_layers(layers)
         self._loss = losses.get(loss)
         self._loss.check_activation(self._layers[-1].activation)  # type: ignore[union-attr]
@@ -73,8 +89,14 @@ class MLP:
             self._seed = None if seed is None else check_integer(seed, "seed", low=0)
             generator = np.random.default_rng(self._seed)
         self._check_numbers_fit()
-        self._theta = draw_parameters(self._layers, generator).astype(self._dtype)
-        self._predictor = Predictor(self._layers, self._theta)
+        self.metadata: dict[str, Any] = {}
+        self.provenance: dict[str, Any] | None = None
+        return generator
+
+    def _hold(self, theta: NDArray[Any]) -> None:
+        """Make these the parameters, without a copy."""
+        self._theta = theta
+        self._predictor = Predictor(self._layers, theta)
 
     def _check_numbers_fit(self) -> None:
         """Refuse numbers that are finite as given and infinite in the network's dtype."""
@@ -202,6 +224,28 @@ class MLP:
         outputs = [np.empty((rows.shape[0], units), self._dtype) for units in self.sizes[1:]]
         self._predictor.run(rows, outputs)
         return outputs
+
+    def jacobian(self, X: ArrayLike) -> NDArray[Any]:
+        """Return the derivatives of the outputs in the inputs, dh_j / dx_k at each row of X.
+
+        Parameters
+        ----------
+        X : array-like, shape (m, s_1)
+            Examples in rows.
+
+        Returns
+        -------
+        ndarray, shape (m, s_{n_l}, s_1), the network's dtype
+            A row depends on its own input only, to the bit.
+
+        Examples
+        --------
+        >>> net = MLP([Input(2), Dense(1, "sigmoid", init=1.0)])
+        >>> net.jacobian([[1.0, -1.0]])
+        array([[[0.25, 0.25]]])
+        """
+        rows = check_matrix(X, "X", n_columns=self.sizes[0], dtype=self._dtype)
+        return jacobian(self._layers, self._loss, self._theta, rows)
 
     def predict_labels(self, X: ArrayLike) -> NDArray[np.int64]:
         """Return class labels: the largest softmax output, or for each sigmoid (tanh) output 0 or 1 (-1 or +1).
@@ -344,14 +388,10 @@ class MLP:
         >>> MLP.from_config(MLP([Input(2), Dense(1, "tanh")]).config())
         MLP([Input(2), Dense(1, 'tanh')], loss='squared_error')
         """
-        net = cls(
-            [layer_from_config(entry) for entry in config["layers"]],
-            loss=config["loss"],
-            weight_decay=config["weight_decay"],
-            dtype=config["dtype"],
-            seed=config["seed"],
-        )
-        net.theta[:] = 0
+        net = cls.__new__(cls)
+        layers = [layer_from_config(entry) for entry in config["layers"]]
+        net._define(layers, config["loss"], config["weight_decay"], config["dtype"], config["seed"])
+        net._hold(np.zeros(parameter_blocks(net._layers)[-1].end, net._dtype))
         return net
 
     def __getstate__(self) -> dict[str, Any]:
@@ -361,8 +401,7 @@ class MLP:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._theta = np.array(self._theta)  # its own, and writable, wherever the pickle's bytes are
-        self._predictor = Predictor(self._layers, self._theta)
+        self._hold(np.array(self._theta))  # its own, and writable, wherever the pickle's bytes are
 
     def __copy__(self) -> MLP:
         return copy.deepcopy(self)  # two networks never share one theta

@@ -22,7 +22,6 @@ taken for a path. The numbers come back exactly, to the bit.
 from __future__ import annotations
 
 import os
-import platform
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -38,7 +37,7 @@ from mlpkit.model_config import build, check_registered, config_to_save, paramet
 from mlpkit.model_layout import OBJECTIVE, Contents, arrays_of, first_non_finite, lay_out, read_contents, read_numbers
 from mlpkit.sealed_file import FORMAT_VERSION, MAX_FILE_BYTES, read_sealed, write_sealed
 from mlpkit.strict_hdf5 import refuse
-from mlpkit.system import package_version
+from mlpkit.system import versions
 
 __all__ = ["FORMAT_VERSION", "OBJECTIVE", "ModelInfo", "describe", "load", "save"]
 
@@ -87,7 +86,7 @@ def save(net: MLP, path: str | os.PathLike[str]) -> None:
     text = path_text(path)
     if net.theta.nbytes > MAX_FILE_BYTES - 2**24:  # all else takes less
         raise InvalidArgumentError(f"net: expected at most {MAX_FILE_BYTES} bytes of parameters")
-    metadata, provenance = getattr(net, "metadata", {}), getattr(net, "provenance", None)
+    metadata, provenance = net.metadata, net.provenance
     for name, value, kinds in (("metadata", metadata, dict), ("provenance", provenance, dict | None)):
         if not isinstance(value, kinds):
             raise InvalidArgumentError(f"net.{name}: expected a dict, found {type(value).__name__}")
@@ -99,7 +98,7 @@ def save(net: MLP, path: str | os.PathLike[str]) -> None:
     _check_finite(net)
     _, shapes = parameter_shapes(net.config())
     with replacing(text) as file:
-        write_sealed(file, lay_out(documents, _writer(), net.dtype.name, shapes, net.theta))
+        write_sealed(file, lay_out(documents, versions(), net.dtype.name, shapes, net.theta))
 
 
 def load(path: str | os.PathLike[str]) -> MLP:
@@ -158,8 +157,7 @@ def load(path: str | os.PathLike[str]) -> MLP:
         if net.n_parameters != contents.n_parameters:
             refuse("/config", f"stands for {net.n_parameters} parameters, the file has {contents.n_parameters}")
         read_numbers(image, contents, net.theta)
-    net.metadata = contents.metadata  # type: ignore[attr-defined]
-    net.provenance = contents.provenance  # type: ignore[attr-defined]
+    net.metadata, net.provenance = contents.metadata, contents.provenance
     if ignored := [*contents.ignored, *unknown]:
         warnings.warn(
             f"{text}: format version {version[0]}.{version[1]} is newer than this mlpkit, which does not know and "
@@ -253,12 +251,6 @@ def _naming(path: str) -> Iterator[None]:
         # Half surrogates, from a path or a forged name, could not be printed.
         message = f"{path}: {error}".encode("utf-8", "backslashreplace").decode("utf-8")
         raise ModelFormatError(message) from error.__cause__
-
-
-def _writer() -> str:
-    """Name what writes the file, for information."""
-    packages = ("mlpkit", "numpy", "scipy", "numba", "h5py")
-    return ", ".join((f"Python {platform.python_version()}", *(f"{name} {package_version(name)}" for name in packages)))
 
 
 def _check_finite(net: MLP) -> None:

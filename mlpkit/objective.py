@@ -24,6 +24,7 @@ from mlpkit.kernels import sweeps
 from mlpkit.kernels.jit import Exclusive, get_num_threads, hold_blas_while_alive, launch
 from mlpkit.kernels.tiles import aligned_empty
 from mlpkit.mlp import MLP, check_network
+from mlpkit.per_example import Examples, numbers_of
 from mlpkit.plan import Plan
 from mlpkit.weights import ClassWeight
 
@@ -311,6 +312,113 @@ class Objective:
             self._hessian.product(point, direction, self._data, *weights, self._steepest, product)
         return product
 
+    def per_example_loss(self, theta: ArrayLike) -> NDArray[np.float64]:
+        """Return the loss of each example, without its weight: sum w_i loss_i / sum w is the data term.
+
+        Returns
+        -------
+        ndarray of float64, shape (m,)
+            A number for each row of X as it was given, 0 where its weight is 0.
+
+        Examples
+        --------
+        >>> from mlpkit import Dense, Input
+        >>> net = MLP([Input(1), Dense(1, "identity", init=1.0)])
+        >>> Objective(net, [[1.0], [2.0]], [[1.0], [4.0]]).per_example_loss(net.theta)
+        array([0., 2.])
+        """
+        point = self._check_theta(theta)
+        with self._exclusive:
+            return self._examples(point).losses()
+
+    def per_example_gradient(
+        self,
+        theta: ArrayLike,
+        rows: slice | ArrayLike = slice(None),
+        *,
+        sparsity: bool = True,
+        out: NDArray[Any] | None = None,
+    ) -> NDArray[Any]:
+        """Return the gradient g_i of each example, so that gradient = sum w_i g_i / sum w + lambda W.
+
+            g_i = grad[loss_i + sum over layers (beta sum_j KL'(rho_hat_j) s(a_ij) + strength sum_j |a_ij|)]
+
+        rho_hat is that of all examples, held fixed. Beside `out` this takes memory for a few strips of examples.
+
+        Parameters
+        ----------
+        theta : array-like, shape (n_parameters,)
+            Where to evaluate.
+        rows : slice or array-like
+            Which examples, as numbers of rows of X as it was given, in any order, or m booleans.
+        sparsity : bool
+            False leaves the penalties on activations out: the gradients of the losses alone.
+        out : ndarray, shape (n, n_parameters), optional
+            Where to write: contiguous, of the network's dtype; a `numpy.memmap` where memory does not hold it.
+
+        Returns
+        -------
+        ndarray, shape (n, n_parameters), the network's dtype
+            0 for rows of weight 0. A row does not depend on the others, to the bit.
+
+        Raises
+        ------
+        InvalidArgumentError
+            If an argument has the wrong shape, dtype or range.
+
+        Examples
+        --------
+        >>> from mlpkit import Dense, Input
+        >>> net = MLP([Input(1), Dense(1, "identity", init=1.0)])
+        >>> Objective(net, [[1.0], [2.0]], [[1.0], [4.0]]).per_example_gradient(net.theta, rows=[1])
+        array([[-4., -2.]])
+        """
+        point = self._check_theta(theta)
+        wanted = numbers_of(rows, self._n_rows)
+        sparsity = check_flag(sparsity, "sparsity")
+        gradients = check_out(out, (wanted.size, point.size), point.dtype)
+        if np.may_share_memory(point, gradients):
+            point = point.copy()
+        with self._exclusive:
+            penalties = self._penalties_at(point, sparsity)
+            self._examples(point).gradients(self._output, penalties, wanted, gradients)
+        return gradients
+
+    def per_example_gradient_norm(self, theta: ArrayLike, *, sparsity: bool = True) -> NDArray[np.float64]:
+        """Return the length of each example's gradient, without the gradients; see `per_example_gradient`.
+
+        For a layer's W and b it is ||delta|| sqrt(||a||^2 + 1): how hard an example pulls at them.
+
+        Returns
+        -------
+        ndarray of float64, shape (m,)
+            0 for rows of weight 0.
+
+        Examples
+        --------
+        >>> from mlpkit import Dense, Input
+        >>> net = MLP([Input(1), Dense(1, "identity", init=0.0)])
+        >>> Objective(net, [[0.75], [2.0]], [[4.0], [0.0]]).per_example_gradient_norm(net.theta)
+        array([5., 0.])
+        """
+        point = self._check_theta(theta)
+        sparsity = check_flag(sparsity, "sparsity")
+        with self._exclusive:
+            penalties = self._penalties_at(point, sparsity)
+            return self._examples(point).gradient_norms(self._output, penalties)
+
+    def _examples(self, theta: NDArray[Any]) -> Examples:
+        """Return the packed examples, each by itself, at theta."""
+        network = (self._table, self._plan.n_kept, theta, self._constants)
+        return Examples(self._plan, network, self._data, self._n_rows, self._used)
+
+    def _penalties_at(self, theta: NDArray[Any], sparsity: bool) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Return slopes at theta and strengths as the sweeps take them, or zeros."""
+        if not sparsity:
+            return np.zeros_like(self._slopes), np.zeros_like(self._strengths)
+        self._set_slopes(theta)
+        return self._slopes, self._strengths
+
     def _check_theta(self, theta: ArrayLike, name: str = "theta") -> NDArray[Any]:
         point = real_array(theta, name)
         if point.shape != (self._plan.n_parameters,):
@@ -346,9 +454,8 @@ class Objective:
         means = self._sums.sum(axis=0) / self._total_weight
         return [layer.to_unit(means[units]) for units, layer in self._penalized]
 
-    def _evaluate(self, theta: NDArray[Any], gradient: NDArray[Any]) -> dict[str, float]:
-        """Fill `gradient` and return the terms of J."""
-        plan = self._plan
+    def _set_slopes(self, theta: NDArray[Any]) -> float:
+        """Find the derivative of the penalties on each unit's mean activation; return what they add to J."""
         sparsity = 0.0
         if self._penalized:
             means = self._mean_activations(theta)
@@ -358,6 +465,12 @@ class Objective:
                     sparsity += penalty.value(rho_hat)
                     slope += penalty.derivative(rho_hat) * layer.unit_slope
                 self._slopes[units] = np.minimum(np.maximum(slope, -self._steepest), self._steepest)
+        return sparsity
+
+    def _evaluate(self, theta: NDArray[Any], gradient: NDArray[Any]) -> dict[str, float]:
+        """Fill `gradient` and return the terms of J."""
+        plan = self._plan
+        sparsity = self._set_slopes(theta)
         workers = self._allocate()
         network = (self._table, plan.n_kept, theta, self._constants)
         memory = (self._keep, *(self._sections[name] for name in ("kept", "span", "scratch")))

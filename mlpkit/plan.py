@@ -82,7 +82,7 @@ class Plan:
         if loss:
             live += self.dense[top].units  # targets
         self.cut: Cut = cut(n_examples, dtype, live, max(1, self.span_rows), self.n_parameters)
-        self._widest = max(*(layer.units for layer in self.dense), self.lanes)
+        self._widest = max(*(layer.units for layer in layers), self.lanes)
 
     @property
     def tiling(self) -> tuple[int, int, int, int]:

@@ -10,7 +10,7 @@ from numba import threading_layer
 from mlpkit.kernels import simd
 from mlpkit.kernels.jit import MOST_THREADS, cache_folder, get_num_threads
 
-__all__ = ["package_version", "show_config"]
+__all__ = ["package_version", "show_config", "versions"]
 
 
 def package_version(name: str) -> str:
@@ -25,6 +25,18 @@ def package_version(name: str) -> str:
         return version(name)
     except PackageNotFoundError:
         return "not installed"
+
+
+def versions() -> str:
+    """Return the versions that matter for what is computed and written, in one line.
+
+    Examples
+    --------
+    >>> versions().startswith("Python 3.")
+    True
+    """
+    packages = ("mlpkit", "numpy", "scipy", "numba", "h5py")
+    return ", ".join((f"Python {platform.python_version()}", *(f"{name} {package_version(name)}" for name in packages)))
 
 
 def show_config() -> None:

@@ -23,10 +23,12 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from mlpkit.checks import check_flag, check_matrix
+from mlpkit.data import fingerprint
 from mlpkit.errors import InvalidArgumentError, import_extra
 from mlpkit.kernels.jit import blas_limited
 from mlpkit.objective import Objective
 from mlpkit.optimizers import LBFGS, Optimizer, Resumable, Snapshot, State, is_resumable
+from mlpkit.system import versions
 
 if TYPE_CHECKING:
     from mlpkit.mlp import MLP
@@ -213,6 +215,17 @@ def fit(
                 net.theta = recorder.good.theta.astype(net.dtype)
     good = recorder.good
     assert good is not None
+    net.provenance = {
+        "optimizer": repr(chosen)[:1000],
+        "iterations": len(recorder.history),
+        "evaluations": recorder.n_evaluations,
+        "reason": reason,
+        "terms": good.terms,
+        "seed": net.seed,
+        "examples": objective.n_examples,
+        "data": fingerprint(X, Y),
+        "versions": versions(),
+    }
     return FitResult(
         cost=good.cost,
         terms=good.terms,

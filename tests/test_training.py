@@ -13,6 +13,7 @@ import pytest
 from scipy.optimize import minimize
 from threadpoolctl import threadpool_info
 
+import mlpkit
 from mlpkit import LBFGS, MLP, ConjugateGradient, Dense, GradientDescent, Input, KLSparsity, Objective, errors, training
 from mlpkit.errors import InvalidArgumentError, MissingExtraError
 from mlpkit.training import FitResult, History, Iteration, fit
@@ -379,3 +380,19 @@ def test_both_memory_modes_train_to_the_same_bits(keep_activations):
     net.fit(X, Y, optimizer=LBFGS(max_iter=20))
     other.fit(X, Y, optimizer=LBFGS(max_iter=20), keep_activations=keep_activations)
     np.testing.assert_array_equal(net.theta, other.theta)
+
+
+def test_a_fit_is_put_on_record_with_the_network():
+    net, X = mlpkit.sparse_autoencoder(4, 2, seed=3), np.random.default_rng(0).uniform(0.2, 0.8, (20, 4))
+    assert net.provenance is None
+    result = net.fit(X, X, optimizer=mlpkit.LBFGS(max_iter=3))
+    record = net.provenance
+    assert record["optimizer"].startswith("LBFGS(max_iter=3")
+    assert (record["iterations"], record["evaluations"]) == (result.n_iterations, result.n_evaluations)
+    assert (record["terms"], record["reason"]) == (result.terms, result.reason)
+    assert (record["seed"], record["examples"]) == (3, 20)
+    again = mlpkit.sparse_autoencoder(4, 2, seed=3)
+    again.fit(np.asfortranarray(X), X.copy(), optimizer=mlpkit.LBFGS(max_iter=1))
+    assert again.provenance["data"] == record["data"], "the same numbers, however they lie in memory"
+    again.fit(X + 0.1, X, optimizer=mlpkit.LBFGS(max_iter=1))
+    assert again.provenance["data"] != record["data"]

@@ -13,6 +13,7 @@ __all__ = [
     "at",
     "call_curvature",
     "call_elementwise",
+    "call_losses",
     "call_output",
     "call_output_curvature",
     "choose",
@@ -100,6 +101,12 @@ def call_elementwise(typingctx, address, z, a, g, rows, panels):
 def call_output(typingctx, address, z, a, y, delta, rows, panels):
     """Call a loss's tile function: float64(z, a, y, delta, rows, panels)."""
     return _caller(types.float64, 4, 2)(address, z, a, y, delta, rows, panels)
+
+
+@intrinsic
+def call_losses(typingctx, address, z, a, y, delta, losses, rows, panels):
+    """Call a loss's tile function for each example: void(z, a, y, delta, losses, rows, panels)."""
+    return _caller(types.void, 5, 2)(address, z, a, y, delta, losses, rows, panels)
 
 
 @intrinsic

@@ -36,6 +36,7 @@ __all__ = [
     "add_products",
     "add_rows",
     "add_signs",
+    "delta_place",
     "forward_strip",
     "layer_place",
     "propagate",
@@ -66,6 +67,13 @@ def layer_place(network, layer, column, sections, n_lanes):
     kept, span, scratch = sections
     section = kept if layer < n_kept else span if layer < plan.shape[0] - 1 else scratch
     return _place(section, plan[layer, column], plan[layer, N_OUT], n_lanes)
+
+
+@kernel
+def delta_place(network, layer, sections, n_lanes):
+    """Return the address of a dense layer's delta."""
+    plan = network[0]
+    return _place(sections[1], plan[layer, D], plan[layer, N_OUT], n_lanes)
 
 
 @kernel
@@ -120,12 +128,11 @@ def _add_output_penalties(network, penalties, weights, sections, panels, n_lanes
     """
     plan, constants = network[0], network[3]
     slopes, strengths = penalties
-    _, span, scratch = sections
     top = plan.shape[0] - 1
     if plan[top, SPARSE] == 0 and strengths[top] == 0:
         return 0.0
     n_out, zeros = plan[top, N_OUT], at(constants, constants.size // 2)
-    more = _place(scratch, plan[top, MORE], n_out, n_lanes)
+    more = _place(sections[2], plan[top, MORE], n_out, n_lanes)
     z = layer_place(network, top, Z, sections, n_lanes)
     a = layer_place(network, top, A, sections, n_lanes)
     term = at(slopes, plan[top, U])
@@ -134,7 +141,7 @@ def _add_output_penalties(network, penalties, weights, sections, panels, n_lanes
     if strengths[top] != 0:
         l1 = add_signs(a, strengths[top], zeros[0], weights, more, n_out, panels, n_lanes)
     call_elementwise(plan[top, PULLBACK], z, a, more, n_out, panels)
-    delta = _place(span, plan[top, D], n_out, n_lanes)
+    delta = delta_place(network, top, sections, n_lanes)
     for i in range(panels * n_out * n_lanes):
         delta[i] += more[i]
     return l1
@@ -150,10 +157,10 @@ def propagate(network, penalties, weights, sections, panels, n_lanes):
     slopes, strengths = penalties
     l1 = _add_output_penalties(network, penalties, weights, sections, panels, n_lanes)
     top = plan.shape[0] - 1
-    delta = _place(sections[1], plan[top, D], plan[top, N_OUT], n_lanes)
+    delta = delta_place(network, top, sections, n_lanes)
     for layer in range(top, 0, -1):
         n_in, n_out = plan[layer, N_IN], plan[layer, N_OUT]
-        below = _place(sections[1], plan[layer - 1, D], n_in, n_lanes)
+        below = delta_place(network, layer - 1, sections, n_lanes)
         term, row, column = at(slopes, plan[layer - 1, U]), plan[layer, ROW], plan[layer, COLUMN]
         transposed = at(theta, plan[layer, W])
         affine(transposed, column, row, n_in, n_out, term, weights, n_lanes, delta, below, panels, n_lanes)
@@ -177,7 +184,7 @@ def through(network, keep, output, penalties, data, first, sections, panels, n_l
     y = at(data[1], first * n_out * n_lanes)
     w = at(data[2], first * n_lanes)
     forward_strip(network, n_kept if keep else 0, top + 1, x, sections, panels, n_lanes)
-    delta = _place(sections[1], plan[top, D], n_out, n_lanes)
+    delta = delta_place(network, top, sections, n_lanes)
     z = layer_place(network, top, Z, sections, n_lanes)
     a = layer_place(network, top, A, sections, n_lanes)
     set_weights(data, at(network[3], 0), n_out, first, delta, panels, n_lanes)
@@ -194,7 +201,7 @@ def add_rows(network, layer, begin, end, x, sections, gradient, panels, n_lanes)
     """
     plan, constants = network[0], network[3]
     n_out = plan[layer, N_OUT]
-    delta = shift(_place(sections[1], plan[layer, D], n_out, n_lanes), begin * n_lanes)
+    delta = shift(delta_place(network, layer, sections, n_lanes), begin * n_lanes)
     if plan[layer, TIED] == 0:
         below = x if layer == 0 else layer_place(network, layer - 1, A, sections, n_lanes)
         W_rows = shift(gradient, plan[layer, W] + begin * plan[layer, N_IN])
@@ -202,7 +209,7 @@ def add_rows(network, layer, begin, end, x, sections, gradient, panels, n_lanes)
         other = plan[layer, NEXT]
         while other >= 0:
             a = shift(layer_place(network, other - 1, A, sections, n_lanes), begin * n_lanes)
-            d = _place(sections[1], plan[other, D], plan[other, N_OUT], n_lanes)
+            d = delta_place(network, other, sections, n_lanes)
             add_products(a, plan[other, N_IN], d, plan[other, N_OUT], end - begin, W_rows, panels, n_lanes)
             other = plan[other, NEXT]
     if plan[layer, B] >= 0:
