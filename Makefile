@@ -32,11 +32,14 @@ lint: $(VENV)/.dev-installed
 soak: $(VENV)/.dev-installed
 	$(BIN)/python -m pytest -m soak $(PYTEST_ARGS)
 
-# Each of the three can be run by itself, with options: $(VENV)-bench/bin/python benchmarks/NAME.py --help
+# Each of them can be run by itself, with options: $(VENV)-bench/bin/python benchmarks/NAME.py --help
 bench: $(VENV)-bench/.installed
 	$(VENV)-bench/bin/python benchmarks/evaluations.py
 	$(VENV)-bench/bin/python benchmarks/cs294a_exercise.py
 	$(VENV)-bench/bin/python benchmarks/limits.py
+	$(VENV)-bench/bin/python benchmarks/optimizers.py
+	$(VENV)-bench/bin/python benchmarks/newton.py
+	$(VENV)-bench/bin/python benchmarks/model_files.py
 
 # The libraries that mlpkit is compared with stay out of the environment that the tests run in.
 $(VENV)-bench/.installed: pyproject.toml

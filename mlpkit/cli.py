@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from mlpkit import activations, datasets, model_file, plotting, preprocessing
+from mlpkit import activations, datasets, losses, model_file, plotting, preprocessing
 from mlpkit.autoencoder import sparse_autoencoder
 from mlpkit.errors import InvalidArgumentError, MissingExtraError, MlpkitError, ModelFormatError, import_extra
 from mlpkit.kernels.jit import MOST_THREADS, set_num_threads
@@ -198,7 +198,9 @@ def _warmup(options: argparse.Namespace) -> int:
     for dtype in ("float64", "float32"):
         for name in activations.names():
             _exercise(name, "squared_error", dtype)
-        _exercise("softmax", "cross_entropy", dtype)
+        for name in losses.names():
+            loss = losses.get(name)
+            _exercise(next(iter(loss.fused)).name if loss.fused else "identity", name, dtype)
         _exercise("relu", "squared_error", dtype, width=300)  # a gradient too large for a copy for each thread
     print(f"kernels ready after {time.perf_counter() - start:.1f} s")
     return 0

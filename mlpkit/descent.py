@@ -129,7 +129,8 @@ def norm(vector: Vector) -> float:
     >>> norm(np.array([3e-300, -4e-300]))
     5e-300
     """
-    square = float(np.dot(vector, vector))
+    with np.errstate(over="ignore", under="ignore"):
+        square = float(np.dot(vector, vector))
     if 1e-280 < square < np.inf:
         return float(np.sqrt(square))
     largest = float(np.abs(vector).max(initial=0.0))
@@ -214,7 +215,8 @@ def descend(
             return at.point.theta, reason
         if at.iteration >= max_iter:
             return at.point.theta, "max_iter reached"
-        following: Any = step(at)
+        with np.errstate(over="ignore", under="ignore", invalid="ignore"):  # gradients of 1e300 are gradients
+            following: Any = step(at)
         if isinstance(following, str):
             return at.point.theta, following
         at = following

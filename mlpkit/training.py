@@ -24,6 +24,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from mlpkit.checks import check_flag, check_matrix
 from mlpkit.data import fingerprint
+from mlpkit.descent import norm
 from mlpkit.errors import InvalidArgumentError, import_extra
 from mlpkit.kernels.jit import blas_limited
 from mlpkit.objective import Objective
@@ -323,7 +324,7 @@ class _Recorder:
         record = Iteration(
             iteration=number,
             cost=float(cost),
-            gradient_norm=float(np.linalg.norm(gradient)),
+            gradient_norm=norm(gradient),
             n_evaluations=self.n_evaluations,
             seconds=seconds,
             iteration_seconds=seconds - before,
