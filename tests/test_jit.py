@@ -1,7 +1,9 @@
 """The kernel cache, the guards around launches, and the hold on BLAS: each in fresh processes where that matters."""
 
 import gc
+import importlib
 import os
+import pkgutil
 import shutil
 import subprocess
 import sys
@@ -11,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import scipy.linalg  # noqa: F401  (loads its BLAS, so that the counts below compare like with like)
+from numba.core.dispatcher import Dispatcher
 from threadpoolctl import threadpool_info
 
 import mlpkit
@@ -112,6 +115,24 @@ def test_a_damaged_cache_costs_one_compile(package_copy, suffix, content):
     again, hits = run(PREDICT, package_copy)
     assert (again, hits) == (cold, "0")
     assert run(PREDICT, package_copy) == [cold, "1"]
+
+
+def test_no_two_kernels_share_a_name():
+    """Symbols are made of a name, types and a number that counts up anew in each process.
+
+    Two functions of one name, compiled by two processes and loaded from disk by a third, may so be taken for one
+    another: J was wrong. What is always inlined leaves no symbol behind.
+    """
+    for module in pkgutil.iter_modules(mlpkit.kernels.__path__):
+        importlib.import_module(f"mlpkit.kernels.{module.name}")
+    named = {}
+    for kernel in gc.get_objects():
+        if isinstance(kernel, Dispatcher) and not kernel.targetoptions.get("forceinline"):
+            function = kernel.py_func
+            if function.__module__.startswith("mlpkit."):
+                named.setdefault((function.__module__, function.__qualname__), set()).add(function)
+    assert len(named) > 50
+    assert [name for name, functions in named.items() if len(functions) > 1] == []
 
 
 def test_everything_runs_where_no_cache_folder_can_be_written(package_copy):

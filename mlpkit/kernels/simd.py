@@ -267,7 +267,6 @@ def _make_affine(n_vectors, onto=0):
     """Make `affine` for panels of `n_vectors` registers; `onto`: add to what z holds, bias and u are not read."""
     block1, block2, block3, block4, block5, block6 = (_make_affine_block(n, n_vectors) for n in range(1, 7))
 
-    @kernel
     def affine(W, row_stride, column_stride, rows, columns, bias, u, u_panel, x, z, panels, n_lanes):
         """z[p, j, t] = bias[j] u[p, t] + sum_k W[j, k] x[p, k, t], W[j, k] at W[j row_stride + k column_stride].
 
@@ -305,7 +304,10 @@ def _make_affine(n_vectors, onto=0):
                 if k >= columns:
                     break
 
-    return affine
+    # Symbols are made of names and of a number that counts up anew in each process. Variants under one name, kept on
+    # disk by different processes, would be taken for one another.
+    affine.__name__ = affine.__qualname__ = f"affine_{n_vectors}_{onto}"
+    return kernel(affine)
 
 
 affine = _make_affine(VECTORS)
