@@ -125,6 +125,9 @@ def test_no_two_kernels_share_a_name():
     """
     for module in pkgutil.iter_modules(mlpkit.kernels.__path__):
         importlib.import_module(f"mlpkit.kernels.{module.name}")
+    families = [mlpkit.activations.top_k(k) for k in (2, 3)]
+    bodies = [(f.tile_forward, f.tile_pullback, f.tile_curvature) for f in families]
+    assert len({body.__qualname__ for each in bodies for body in each}) == 6
     named = {}
     for kernel in gc.get_objects():
         if isinstance(kernel, Dispatcher) and not kernel.targetoptions.get("forceinline"):

@@ -40,8 +40,7 @@ def _thresholds(z, p, k, top, ties):
 def top_k_bodies(k: int) -> tuple[Callable[..., Any], Callable[..., Any], Callable[..., Any]]:
     """Return forward, pullback and curvature for one k. Among equal numbers those of the lowest units pass."""
 
-    @kernel(fastmath=ELEMENTWISE)
-    def select(z, out):
+    def select_largest(z, out):
         """Set what does not pass to 0."""
         panels, rows, lanes = z.shape
         n = min(k, rows)
@@ -56,6 +55,10 @@ def top_k_bodies(k: int) -> tuple[Callable[..., Any], Callable[..., Any], Callab
                         out[p, j, t] = 0
                     ties[t] -= 1 if tied else 0
 
+    # Each k needs symbols of its own; see `affine` in simd.py.
+    select_largest.__name__ = select_largest.__qualname__ = f"select_largest_{k}"
+    select = kernel(select_largest, fastmath=ELEMENTWISE)
+
     def forward(z, a):
         flat, out = z.reshape(-1), a.reshape(-1)
         for i in range(flat.size):
@@ -69,4 +72,6 @@ def top_k_bodies(k: int) -> tuple[Callable[..., Any], Callable[..., Any], Callab
         select(z, g)
         select(z, rg)
 
+    for body in (forward, pullback, curvature):
+        body.__name__ = body.__qualname__ = f"top_k_{k}_{body.__name__}"
     return forward, pullback, curvature
