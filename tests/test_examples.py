@@ -50,6 +50,14 @@ def test_custom_activation_fits_what_tanh_cannot():
     assert min(scores.values()) > 0.9
 
 
+def test_custom_loss_draws_an_interval_that_holds_as_many_points_as_it_says(tmp_path):
+    pytest.importorskip("matplotlib")
+    shares = load(EXAMPLES / "custom_loss.py").main(small=True, out=tmp_path / "new")
+    assert len(shares) == 2
+    assert all(0.75 < share < 0.85 for share in shares)
+    assert (tmp_path / "new" / "quantiles.png").exists()
+
+
 def test_tied_weights_halve_the_parameters_and_still_learn():
     pytest.importorskip("sklearn")
     found = load(EXAMPLES / "tied_weights.py").main(small=True)
