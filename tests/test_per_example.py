@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import tracemalloc
 
 import numba
 import numpy as np
@@ -208,6 +209,20 @@ def test_gradients_go_to_a_memmap(dtype, tmp_path):
     out.flush()
     stored = np.fromfile(tmp_path / "gradients", dtype).reshape(shape)
     np.testing.assert_array_equal(stored, objective.per_example_gradient(theta))
+
+
+def test_memory_beside_out_does_not_grow_with_the_gradients():
+    m = 4_000
+    case = random_case(m, sizes=(64, 25, 64))
+    objective, theta = case.objective(), case.net.theta
+    out = np.empty((m, theta.size))
+    objective.per_example_gradient(theta, out=out)  # compiles, and allocates what the objective keeps
+    tracemalloc.start()
+    objective.per_example_gradient(theta, out=out)
+    objective.per_example_gradient_norm(theta)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < out.nbytes / 20, f"{peak / 1e6:.1f} MB beside {out.nbytes / 1e6:.1f} MB"
 
 
 def test_out_may_be_where_theta_is():
