@@ -196,11 +196,12 @@ def _config(options: argparse.Namespace) -> int:
 def _warmup(options: argparse.Namespace) -> int:
     start = time.perf_counter()
     for dtype in ("float64", "float32"):
-        for name in activations.names():
-            _exercise(name, "squared_error", dtype)
-        for name in losses.names():
-            loss = losses.get(name)
-            _exercise(next(iter(loss.fused)).name if loss.fused else "identity", name, dtype)
+        for activation in map(activations.get, activations.names()):
+            if activation.builtin:
+                _exercise(activation.name, "squared_error", dtype)
+        for loss in map(losses.get, losses.names()):
+            if loss.builtin:
+                _exercise(next(iter(loss.fused)).name if loss.fused else "identity", loss.name, dtype)
         _exercise("relu", "squared_error", dtype, width=300)  # a gradient too large for a copy for each thread
     print(f"kernels ready after {time.perf_counter() - start:.1f} s")
     return 0

@@ -42,11 +42,15 @@ def rng():
 
 @pytest.fixture
 def clean_registries():
-    """Forget afterwards what a test has registered."""
+    """Let a test register what it likes: it starts from mlpkit's own plugins, and afterwards all is as it was."""
     from mlpkit import activations, losses, user_penalties
 
     registries = [activations.record.REGISTRY, losses.record.REGISTRY, user_penalties.REGISTRY]
     kept = [dict(registry) for registry in registries]
+    for registry, before in zip(registries, kept, strict=True):
+        for name, plugin in before.items():
+            if not plugin.builtin:
+                del registry[name]
     yield
     for registry, before in zip(registries, kept, strict=True):
         registry.clear()
