@@ -4,6 +4,8 @@ import math
 
 import numpy as np
 import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 from plugin_samples import LOSSES, USERS, pairs
 
 import mlpkit
@@ -28,6 +30,26 @@ def test_losses_and_gradients_are_finite_wherever_they_can_be(loss, activation, 
         J, gradient = mlpkit.Objective(net, [[z]], [targets]).value_and_gradient(net.theta)
         assert np.isfinite(J), (z, J)
         assert np.isfinite(gradient).all(), (z, gradient)
+
+
+@pytest.mark.parametrize(
+    ("loss", "activation"),
+    [pair for pair in pairs() if pair[0] in LOSSES and pair[1] not in USERS],
+    ids=lambda plugin: plugin.name,
+)
+@given(
+    z=st.floats(-1e4, 1e4) | st.floats(-1e-300, 1e-300) | st.sampled_from(EXTREMES),
+    shift=st.floats(-1e4, 1e4),
+    target=st.floats(0, 1),
+)
+@settings(max_examples=40)
+def test_losses_are_finite_at_whatever_hypothesis_thinks_of(loss, activation, z, shift, target):
+    assume(activation is not activations.exp or max(z, shift) <= 300)  # the square of exp(z) must be a number
+    net = mlpkit.MLP([Input(1), Dense(2, activation, init=1.0)], loss=loss)
+    net.biases[0][:] = [0.0, shift - z]
+    J, gradient = mlpkit.Objective(net, [[z]], [[target, 1.0 - target]]).value_and_gradient(net.theta)
+    assert np.isfinite(J)
+    assert np.isfinite(gradient).all()
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
