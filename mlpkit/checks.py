@@ -18,6 +18,7 @@ __all__ = [
     "check_fits",
     "check_flag",
     "check_integer",
+    "check_interval",
     "check_matrix",
     "check_number",
     "check_out",
@@ -161,6 +162,24 @@ def can_hold(out: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> bool:
     False
     """
     return isinstance(out, np.ndarray) and out.shape == shape and out.dtype == dtype and out.flags.carray
+
+
+def check_interval(found: Any, name: str) -> tuple[float, float]:
+    """Return a tuple (low, high) with low < high as two floats, which may be infinite.
+
+    Examples
+    --------
+    >>> check_interval((0, math.inf), "range")
+    (0.0, inf)
+    """
+    if isinstance(found, tuple) and len(found) == 2 and all(isinstance(end, numbers.Real) for end in found):
+        try:
+            low, high = float(found[0]), float(found[1])
+        except OverflowError:
+            low = high = math.nan
+        if low < high:
+            return low, high
+    raise InvalidArgumentError(f"{name} must be (low, high), two numbers with low < high; found {found!r}")
 
 
 def check_matrix(

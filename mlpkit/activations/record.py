@@ -7,7 +7,6 @@ activation a alone, as for sigmoid and tanh, z need not be kept.
 
 from __future__ import annotations
 
-import numbers
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -16,7 +15,7 @@ import numpy as np
 from numba.core.ccallback import CFunc
 from numpy.typing import ArrayLike, NDArray
 
-from mlpkit.checks import check_choice
+from mlpkit.checks import check_choice, check_interval
 from mlpkit.errors import InvalidArgumentError
 from mlpkit.kernels import plugins
 from mlpkit.kernels.functions import reads_argument
@@ -124,7 +123,7 @@ class Activation(Plugin):
         arguments = ("z, a", "z, a, g", "z, a, d", "z, a, rz, ra, g, rg")
         check_functions(self, **{role: (body, a) for (role, body), a in zip(bodies.items(), arguments, strict=True)})
         check_choice(default_init, "default_init", INITIALIZERS)
-        vars(self).update(bodies, range=_check_range(range), default_init=default_init)
+        vars(self).update(bodies, range=check_interval(range, "range"), default_init=default_init)
 
     @property
     def coupled(self) -> bool:
@@ -179,18 +178,6 @@ class Activation(Plugin):
     def __reduce__(self) -> Any:
         # What is registered is its own pickle: compiled functions tell plugins apart by identity.
         return (get, (self.name,)) if REGISTRY.knows(self) else super().__reduce__()
-
-
-def _check_range(found: Any) -> tuple[float, float]:
-    """Return a range as two floats, which may be infinite."""
-    if isinstance(found, tuple) and len(found) == 2 and all(isinstance(end, numbers.Real) for end in found):
-        try:
-            low, high = float(found[0]), float(found[1])
-        except OverflowError:
-            low = high = np.nan
-        if low < high:
-            return low, high
-    raise InvalidArgumentError(f"range must be (low, high), two numbers with low < high; found {found!r}")
 
 
 # Tile functions, compiled at the first request -----------------------------------------------------------------

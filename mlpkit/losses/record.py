@@ -15,6 +15,7 @@ from numba.core.ccallback import CFunc
 
 from mlpkit import activations
 from mlpkit.activations import Activation
+from mlpkit.checks import check_interval
 from mlpkit.errors import InvalidArgumentError
 from mlpkit.kernels import plugins
 from mlpkit.kernels.functions import Scalar
@@ -258,17 +259,6 @@ class Loss(Plugin):
 
     def __reduce__(self) -> Any:
         return (get, (self.name,)) if REGISTRY.knows(self) else super().__reduce__()
-
-
-def check_interval(found: Any, name: str) -> tuple[float, float]:
-    """Return an interval as two floats, which may be infinite."""
-    try:
-        low, high = map(float, found)
-    except (TypeError, ValueError, OverflowError):
-        low = high = np.nan
-    if not low < high:
-        raise InvalidArgumentError(f"{name} must be (low, high), two numbers with low < high; found {found!r}")
-    return low, high
 
 
 # Tile functions, compiled at the first request -----------------------------------------------------------------
