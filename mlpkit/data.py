@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import math
 import warnings
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -18,7 +19,7 @@ from mlpkit.mlp import MLP
 from mlpkit.sources import Labels, Rows, pack_rows, same_rows
 from mlpkit.weights import ClassWeight, Packed, check_mask, check_sample_weight, count_classes, pack_elements
 
-__all__ = ["Data", "fingerprint"]
+__all__ = ["Data", "RowMajor", "fingerprint"]
 
 
 def fingerprint(*arrays: ArrayLike) -> str:
@@ -105,6 +106,28 @@ class Data:
         w = np.zeros(n_numbers, dtype)
         w[: self.n_examples] = 1 if weights is None else weights if self.used is None else weights[self.used]
         return Packed(X, Y, w, elements)
+
+
+    def rows(self) -> RowMajor:
+        """Return all examples as they lie, one a row, without a copy where they are in the network's dtype and order."""
+        dtype, weights = self._inputs.dtype, self._weights
+        X = self._inputs.take(slice(None))
+        w = np.ones(self.n_rows, dtype) if weights is None else weights.astype(dtype)
+        elements = np.zeros((0, 0), dtype)
+        if self._mask is not None:
+            elements = self._mask * w[:, np.newaxis]
+        used = np.arange(self.n_rows) if self.used is None else self.used
+        return RowMajor(X, X if self._same else self._targets.take(slice(None)), w, elements, used.astype(np.int64))
+
+
+class RowMajor(NamedTuple):
+    """Examples one a row, as mini-batches are gathered from them."""
+
+    X: NDArray[Any]
+    Y: NDArray[Any]  # X itself where they are equal
+    weights: NDArray[Any]
+    elements: NDArray[Any]  # the weight of each target where some are masked, otherwise empty
+    used: NDArray[np.int64]  # the numbers of the rows whose weight is not 0
 
 
 def _used(weights: NDArray[np.float64] | None) -> NDArray[np.intp] | None:

@@ -111,7 +111,7 @@ class Objective:
         self._strengths = np.array([layer.l1_strength for layer in plan.dense], dtype)
         self._penalized = [(plan.units(i), plan.dense[i]) for i in plan.sparse]
         self._constants = plan.constants()
-        self._counter = np.zeros(1, np.int64)
+        self._counter = np.zeros(2, np.int64)
         self._slopes = np.zeros(plan.n_units, dtype)
         self._sums = np.zeros((plan.cut.n_pieces, plan.n_units))
         self._losses = np.zeros((plan.n_losses, 2))
