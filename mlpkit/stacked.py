@@ -97,6 +97,10 @@ def pretrain(
             raise InvalidArgumentError(
                 f"autoencoders[{i}] must have as many outputs as inputs, which are its targets; found sizes {net.sizes}"
             )
+        if any(net is other for other in nets[:i]):
+            raise InvalidArgumentError(
+                f"autoencoders[{i}] must be another network than those before it; it is the same"
+            )
         encoders.append(_encoder(net, f"autoencoders[{i}]"))
     for i, (below, above) in enumerate(pairwise(encoders)):
         if above.sizes[0] != below.sizes[-1]:
