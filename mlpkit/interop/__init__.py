@@ -6,6 +6,7 @@ does not understand is an error that names it, never left out.
 
 from mlpkit.interop.conversion import Conversion
 from mlpkit.interop.notes_order import from_notes_order, to_notes_order
+from mlpkit.interop.onnx import to_onnx
 from mlpkit.interop.sklearn import from_sklearn, to_sklearn
 
-__all__ = ["Conversion", "from_notes_order", "from_sklearn", "to_notes_order", "to_sklearn"]
+__all__ = ["Conversion", "from_notes_order", "from_sklearn", "to_notes_order", "to_onnx", "to_sklearn"]
