@@ -26,6 +26,7 @@ from mlpkit.noise import GaussianNoise, MaskingNoise, SaltAndPepperNoise
 from mlpkit.objective import Objective
 from mlpkit.optimizers import LBFGS, ConjugateGradient, GradientDescent
 from mlpkit.penalties import KLSparsity, L1Sparsity, MeanPenalty
+from mlpkit.stacked import encoder, pretrain, stack
 from mlpkit.system import package_version, show_config
 from mlpkit.user_penalties import penalty
 
@@ -57,6 +58,7 @@ __all__ = [
     "blas_limited",
     "check_gradient",
     "datasets",
+    "encoder",
     "errors",
     "get_num_threads",
     "load",
@@ -67,8 +69,10 @@ __all__ = [
     "penalty",
     "plotting",
     "preprocessing",
+    "pretrain",
     "set_num_threads",
     "show_config",
     "sparse_autoencoder",
+    "stack",
     "vmath",
 ]

@@ -1,0 +1,12 @@
+"""Ways in and out: conversions from and to other systems' models.
+
+Every function returns a `Conversion`: what it made, and a line for each thing that it mapped. Whatever a conversion
+does not understand is an error that names it, never left out.
+"""
+
+from mlpkit.interop.conversion import Conversion
+from mlpkit.interop.notes_order import from_notes_order, to_notes_order
+from mlpkit.interop.onnx import to_onnx
+from mlpkit.interop.sklearn import from_sklearn, to_sklearn
+
+__all__ = ["Conversion", "from_notes_order", "from_sklearn", "to_notes_order", "to_onnx", "to_sklearn"]
