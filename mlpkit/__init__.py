@@ -10,7 +10,7 @@ Examples
 
 # First of all, since it notes the sources that compiled code is about to come from.
 import mlpkit.kernels as kernels  # noqa: F401
-from mlpkit import activations, datasets, errors, losses, plotting, preprocessing
+from mlpkit import activations, datasets, errors, losses, plotting, preprocessing, schedules
 from mlpkit.activations import activation
 from mlpkit.autoencoder import maximal_inputs, sparse_autoencoder
 from mlpkit.errors import InvalidArgumentError, MissingExtraError, MlpkitError, ModelFormatError, TargetRangeWarning
@@ -26,6 +26,7 @@ from mlpkit.noise import GaussianNoise, MaskingNoise, SaltAndPepperNoise
 from mlpkit.objective import Objective
 from mlpkit.optimizers import LBFGS, ConjugateGradient, GradientDescent
 from mlpkit.penalties import KLSparsity, L1Sparsity, MeanPenalty
+from mlpkit.stochastic import SGD, Adagrad, Adam, AdamW, RMSprop
 from mlpkit.stacked import encoder, pretrain, stack
 from mlpkit.system import package_version, show_config
 from mlpkit.user_penalties import penalty
@@ -35,6 +36,10 @@ __version__ = package_version("mlpkit")
 __all__ = [
     "LBFGS",
     "MLP",
+    "SGD",
+    "Adagrad",
+    "Adam",
+    "AdamW",
     "ConjugateGradient",
     "Dense",
     "GaussianNoise",
@@ -50,6 +55,7 @@ __all__ = [
     "ModelFormatError",
     "NewtonCG",
     "Objective",
+    "RMSprop",
     "SaltAndPepperNoise",
     "TargetRangeWarning",
     "TrustNCG",
@@ -70,6 +76,7 @@ __all__ = [
     "plotting",
     "preprocessing",
     "pretrain",
+    "schedules",
     "set_num_threads",
     "show_config",
     "sparse_autoencoder",

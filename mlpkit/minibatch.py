@@ -9,18 +9,20 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mlpkit.data import Data
 from mlpkit.descent import State
+from mlpkit.divergence import first_failure
 from mlpkit.errors import InvalidArgumentError
 from mlpkit.kernels import steps
 from mlpkit.kernels.jit import get_num_threads, launch
 from mlpkit.kernels.tiles import aligned_empty
 from mlpkit.mlp import MLP
+from mlpkit.objective import Objective
 from mlpkit.optimizer_state import StateReader
 from mlpkit.penalties import KLSparsity
 from mlpkit.plan import Plan
@@ -31,6 +33,7 @@ __all__ = ["MiniBatches", "Slice"]
 
 _SLICE_SECONDS = 0.05
 _SLICES_BETWEEN_TRIALS = 20
+_SECONDS_BETWEEN_COPIES = 0.5  # of the parameters, to go back to
 _SERIAL_WORK = 750_000  # multiplications in a step; below that, handing work to threads takes longer than doing it
 _STATE_VERSION = 1
 
@@ -64,26 +67,16 @@ class _Pace:
         self._seconds[workers] = seconds / n_steps
 
 
-class Slice:
-    """What a slice of steps brought, as means over its steps but for the last.
+class Slice(NamedTuple):
+    """What a slice of steps brought."""
 
-    Attributes
-    ----------
-    n_steps, n_examples : int
-        How many.
-    loss, l1, sparsity : float
-        Sums of weighted losses and L1 penalties over examples, and of what penalties on means add to J over steps.
-    gradient_norm : float
-        Of the last step's gradient.
-    finite : bool
-        Whether all of these and all parameters are.
-    """
-
-    def __init__(self, record: NDArray[np.float64], n_examples: int, theta: NDArray[Any]) -> None:
-        self.n_steps, self.n_examples = len(record), n_examples
-        self.loss, self.l1, self.sparsity = (float(total) for total in record[:, :3].sum(axis=0))
-        self.gradient_norm = float(np.sqrt(record[-1, 3]))
-        self.finite = bool(np.isfinite(record[:, :3]).all() and np.isfinite(theta).all())
+    n_steps: int
+    n_examples: int
+    loss: float = 0.0  # sums of weighted losses and L1 penalties over its examples
+    l1: float = 0.0
+    sparsity: float = 0.0  # what penalties on means add to J, a sum over its steps
+    gradient_norm: float = 0.0  # of its last step
+    failure: str | None = None  # what became infinite or NaN first; the parameters are then those before its last step
 
 
 class MiniBatches:
@@ -119,11 +112,14 @@ class MiniBatches:
         first, second = optimizer.moments
         self._moments = tuple(np.zeros(plan.n_parameters if there else 0, dtype) for there in (first, second))
         self.epoch = self.step = 0
+        self._noise = net.layers[0].noise  # type: ignore[union-attr]
+        self._X = self._rows.X
         seed = net.seed if optimizer.seed is None else optimizer.seed
         self._generator = np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed, spawn_key=(2,))))
         self._dropout_seed = int(self._generator.integers(1 << 62))
         self._running = np.zeros(plan.n_units + 1)
         self._running[-1] = -1.0 if optimizer.rho_hat_momentum is None else optimizer.rho_hat_momentum
+        self._arrays = (self.theta, *self._moments, self._running)
         self._running_known = optimizer.rho_hat_momentum is None or not plan.sparse
         self._prepare(data.largest_weight)
 
@@ -136,7 +132,7 @@ class MiniBatches:
         workers = 1 if multiplications < _SERIAL_WORK else panels
         self._pace = _Pace(workers)
         n_in, n_out = plan.blocks[0].n_in, plan.blocks[-1].n_out
-        same, masked = rows.X is rows.Y, rows.elements.size > 0
+        same, masked = rows.X is rows.Y and self._noise is None, rows.elements.size > 0
 
         def panel(n: int) -> NDArray[Any]:
             return aligned_empty(panels * lanes * n, dtype)
@@ -151,7 +147,6 @@ class MiniBatches:
         )  # fmt: skip
         self._network = (plan.rows(), plan.n_kept, self.theta, plan.constants())
         self._output = plan.output_address()
-        self._engine_rows = (rows.X.ctypes.data, rows.Y.ctypes.data, rows.weights, rows.elements)
         sparse, numbers = _penalty_tables(plan)
         self._penalties = (
             np.zeros(plan.n_units, dtype), np.array([layer.l1_strength for layer in plan.dense], dtype), sparse, numbers,
@@ -171,22 +166,61 @@ class MiniBatches:
         )  # fmt: skip
 
     def run_epoch(self) -> Iterator[Slice]:
-        """Take the steps of one epoch, a slice at a time; a slice that is not finite is the last."""
+        """Take the steps of one epoch, a slice at a time; one with a failure is the last."""
         self._start_running_mean()
         order = self._rows.used
+        if self._noise is not None:
+            self._X = self._noise.apply(self._rows.X, self._generator)
         if self._optimizer.shuffle:
             order = self._generator.permutation(order)
-        done = 0
-        while done < self.steps_an_epoch:
+        safe, safe_at = self._remember(), time.perf_counter()
+        first = self.step
+        while self.step < first + self.steps_an_epoch:
+            done = self.step - first
             workers, count = self._pace.next()
             count = min(count, self.steps_an_epoch - done)
             numbers = order[done * self._size : (done + count) * self._size]
             start = time.perf_counter()
+            if start - safe_at > _SECONDS_BETWEEN_COPIES:
+                safe, safe_at = self._remember(), start
             record = self._advance(numbers, count, workers)
             self._pace.took(workers, count, time.perf_counter() - start)
-            done += count
-            yield Slice(record, numbers.size, self.theta)
+            if not (np.isfinite(record[:, :3]).all() and np.isfinite(self.theta).all()):
+                yield self._find_failure(order, first, safe)
+                return
+            loss, l1, sparsity = (float(total) for total in record[:, :3].sum(axis=0))
+            yield Slice(count, numbers.size, loss, l1, sparsity, float(np.sqrt(record[-1, 3])))
         self.epoch += 1
+
+    def _remember(self) -> tuple[Any, ...]:
+        return (self.step, *(array.copy() for array in self._arrays))
+
+    def _go_back(self, safe: tuple[Any, ...]) -> None:
+        self.step = safe[0]
+        for array, before in zip(self._arrays, safe[1:], strict=True):
+            array[:] = before
+
+    def _find_failure(self, order: NDArray[np.int64], first: int, safe: tuple[Any, ...]) -> Slice:
+        """Take the steps since `safe` one by one; leave the parameters as before the one that fails, and say why."""
+        failed = self.step
+        self._go_back(safe)
+        while True:
+            before = self._remember()
+            done = self.step - first
+            numbers = order[done * self._size : (done + 1) * self._size]
+            record = self._advance(numbers, 1, 1)
+            if not (np.isfinite(record[:, :3]).all() and np.isfinite(self.theta).all()) or self.step >= failed:
+                break
+        after = self.theta.copy()
+        self._go_back(before)
+        rows, weights = self._rows, self._rows.weights[numbers]
+        Y = self._rows.Y[numbers]
+        mask = None if not rows.elements.size else rows.elements[numbers] > 0
+        evaluate = Objective(self._net, self._X[numbers], Y, weights, mask=mask).terms_and_gradient
+        what = first_failure(self._net, self.theta, self._X[numbers], evaluate)
+        if what is None:
+            what = first_failure(self._net, after, self._X[numbers], evaluate)
+        return Slice(done + 1, 0, failure=f"{what or 'the step'} became infinite or NaN first,")
 
     def _advance(self, numbers: NDArray[np.int64], count: int, workers: int) -> NDArray[np.float64]:
         """Take `count` steps over examples of these numbers."""
@@ -203,8 +237,9 @@ class MiniBatches:
         )  # fmt: skip
         record = np.zeros((count, 4))
         batch = (self._size, 1, self._plan.lanes)
+        rows = (self._X.ctypes.data, self._rows.Y.ctypes.data, self._rows.weights, self._rows.elements)
         launch(
-            steps.run_steps, self._network, self._engine_rows, numbers, batch, self._tiles, self._memory, self._output,
+            steps.run_steps, self._network, rows, numbers, batch, self._tiles, self._memory, self._output,
             self._penalties, (seeds, self._thresholds, self._factors), update, self._work, record,
             workers=workers, serial=workers == 1,
         )  # fmt: skip

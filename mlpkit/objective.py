@@ -102,7 +102,7 @@ class Objective:
             self._data = data.pack(n_lanes)
         except MemoryError as error:
             raise MemoryError(f"the objective needs {self.memory / 1e9:.3g} GB for these data") from error
-        self._n_rows, self._used = data.n_rows, data.used
+        self.n_rows, self._used = data.n_rows, data.used
         self._total_weight = data.total_weight
         self._scale = dtype.type(1.0 / self._total_weight)
         # A dead unit's slope rho / tiny would be infinite in float32, and infinity times its f' = 0 is NaN.
@@ -201,6 +201,10 @@ class Objective:
             point = point.copy()
         with self._exclusive:
             return self._evaluate(point, gradient), gradient
+
+    def cancel(self) -> None:
+        """Make the evaluation under way on another thread end at once; what it and all later ones return is worthless."""
+        self._counter[1] = 1
 
     def rho_hat(self, theta: ArrayLike) -> list[NDArray[np.float64]]:
         """Return the mean activation of each unit: a float64 array for each layer with a penalty on it.
@@ -326,7 +330,7 @@ class Objective:
         array([[-4., -2.]])
         """
         point = self._check_theta(theta)
-        wanted = numbers_of(rows, self._n_rows)
+        wanted = numbers_of(rows, self.n_rows)
         sparsity = check_flag(sparsity, "sparsity")
         gradients = check_out(out, (wanted.size, point.size), point.dtype)
         if np.may_share_memory(point, gradients):
@@ -362,7 +366,7 @@ class Objective:
     def _examples(self, theta: NDArray[Any]) -> Examples:
         """Return the packed examples, each by itself, at theta."""
         network = (self._table, self._plan.n_kept, theta, self._constants)
-        return Examples(self._plan, network, self._data, self._n_rows, self._used)
+        return Examples(self._plan, network, self._data, self.n_rows, self._used)
 
     def _penalties_at(self, theta: NDArray[Any], sparsity: bool) -> tuple[NDArray[Any], NDArray[Any]]:
         """Return slopes at theta and strengths as the sweeps take them, or zeros."""
