@@ -31,6 +31,11 @@ class LayerShape(NamedTuple):
     has_W: bool
     has_b: bool
 
+    @property
+    def n_parameters(self) -> int:
+        """How many numbers these are, as a Python integer that cannot overflow."""
+        return self.n_out * self.n_in * self.has_W + self.n_out * self.has_b
+
 
 def parameter_shapes(config: Any) -> tuple[str, list[LayerShape]]:
     """Check what sizes hang on; return the dtype and what the file holds for each dense layer.

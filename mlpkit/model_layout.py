@@ -126,7 +126,7 @@ def _read_file(file: h5py.File, image: PagedFile, version: tuple[int, int]) -> C
 
     dtype, shapes = parameter_shapes(config)
     layers, hdf5_type = arrays_of(shapes), DTYPES[dtype]
-    n_parameters = sum(array.size for arrays in layers for array in arrays)
+    n_parameters = sum(shape.n_parameters for shape in shapes)
     if n_parameters * hdf5_type.get_size() > image.size:
         refuse("/config", f"asks for {n_parameters} parameters, more than the file can hold")
     reader.group("/parameters", _PARAMETERS, [str(number) for number in range(1, len(layers) + 1)])

@@ -8,5 +8,16 @@ from mlpkit.interop.conversion import Conversion
 from mlpkit.interop.notes_order import from_notes_order, to_notes_order
 from mlpkit.interop.onnx import to_onnx
 from mlpkit.interop.sklearn import from_sklearn, to_sklearn
+from mlpkit.interop.torch import from_torch, parameter_groups, to_torch
 
-__all__ = ["Conversion", "from_notes_order", "from_sklearn", "to_notes_order", "to_onnx", "to_sklearn"]
+__all__ = [
+    "Conversion",
+    "from_notes_order",
+    "from_sklearn",
+    "from_torch",
+    "parameter_groups",
+    "to_notes_order",
+    "to_onnx",
+    "to_sklearn",
+    "to_torch",
+]
