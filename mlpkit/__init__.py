@@ -26,8 +26,8 @@ from mlpkit.noise import GaussianNoise, MaskingNoise, SaltAndPepperNoise
 from mlpkit.objective import Objective
 from mlpkit.optimizers import LBFGS, ConjugateGradient, GradientDescent
 from mlpkit.penalties import KLSparsity, L1Sparsity, MeanPenalty
-from mlpkit.stochastic import SGD, Adagrad, Adam, AdamW, RMSprop
 from mlpkit.stacked import encoder, pretrain, stack
+from mlpkit.stochastic import SGD, Adagrad, Adam, AdamW, RMSprop
 from mlpkit.system import package_version, show_config
 from mlpkit.user_penalties import penalty
 

@@ -113,9 +113,8 @@ class Data:
         w[: self.n_examples] = 1 if weights is None else weights if self.used is None else weights[self.used]
         return Packed(X, Y, w, elements)
 
-
     def rows(self) -> RowMajor:
-        """Return all examples as they lie, one a row, without a copy where they are in the network's dtype and order."""
+        """Return all examples one a row, without a copy where they are in the network's dtype and order."""
         dtype, weights = self._inputs.dtype, self._weights
         X = self._inputs.take(slice(None))
         w = np.ones(self.n_rows, dtype) if weights is None else weights.astype(dtype)

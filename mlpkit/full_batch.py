@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlpkit.descent import Save, Snapshot, State, norm
-from mlpkit.divergence import first_failure
 from mlpkit.errors import InvalidArgumentError
 from mlpkit.loop import Loop, Stop
 from mlpkit.objective import Objective
@@ -68,7 +67,7 @@ class FullBatch:
         return nothing if self._good is None else self._good.terms
 
     def cancel(self) -> None:
-        """Let the evaluation under way end at once, from another thread; its result is worthless, as all that follow."""
+        """Let the evaluation under way end at once, from another thread; no result is of use from here on."""
         self._objective.cancel()
 
     def train(self, loop: Loop) -> str:

@@ -126,7 +126,7 @@ class Loop:
                 raise Stop(reason)
 
     def end(self, *, whole: bool) -> None:
-        """Save the last iteration, if the optimiser still stands there (`whole`), and tell callbacks that it is over."""
+        """Save the last iteration if the optimiser still stands there (`whole`); tell callbacks that it is over."""
         if self._saver is not None and whole and self.iteration > self._saved:
             self._save()
         first: Exception | None = None

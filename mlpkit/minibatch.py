@@ -149,8 +149,8 @@ class MiniBatches:
         self._output = plan.output_address()
         sparse, numbers = _penalty_tables(plan)
         self._penalties = (
-            np.zeros(plan.n_units, dtype), np.array([layer.l1_strength for layer in plan.dense], dtype), sparse, numbers,
-            self._running, float(np.finfo(dtype).max / (16.0 * largest_weight)),
+            np.zeros(plan.n_units, dtype), np.array([layer.l1_strength for layer in plan.dense], dtype),
+            sparse, numbers, self._running, float(np.finfo(dtype).max / (16.0 * largest_weight)),
         )  # fmt: skip
         drops = [layer.dropout for layer in plan.dense]
         self._drops = any(drops)

@@ -203,7 +203,7 @@ class Objective:
             return self._evaluate(point, gradient), gradient
 
     def cancel(self) -> None:
-        """Make the evaluation under way on another thread end at once; what it and all later ones return is worthless."""
+        """Make the evaluation under way on another thread end at once; no result is of use from here on."""
         self._counter[1] = 1
 
     def rho_hat(self, theta: ArrayLike) -> list[NDArray[np.float64]]:

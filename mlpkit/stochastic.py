@@ -33,8 +33,8 @@ from mlpkit.schedules import Schedule, check_learning_rate
 
 __all__ = ["SGD", "Adagrad", "Adam", "AdamW", "RMSprop", "Stochastic"]
 
-_OPEN = {"low": 0, "low_open": True}
-_BELOW_ONE = {"low": 0, "high": 1, "high_open": True}
+_OPEN: dict[str, Any] = {"low": 0, "low_open": True}
+_BELOW_ONE: dict[str, Any] = {"low": 0, "high": 1, "high_open": True}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +88,7 @@ class Stochastic:
             object.__setattr__(self, name, value)
 
     def __repr__(self) -> str:
-        given = [f for f in sorted(fields(self), key=lambda f: f.kw_only) if getattr(self, f.name) != f.default]
+        given = [f for f in sorted(fields(self), key=lambda f: bool(f.kw_only)) if getattr(self, f.name) != f.default]
         return f"{type(self).__name__}({', '.join(f'{f.name}={getattr(self, f.name)!r}' for f in given)})"
 
     @property
@@ -268,7 +268,8 @@ class Adam(Stochastic):
 
     def corrections(self, steps: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Return 1 / (1 - beta^t) for both betas: moments start at 0, and are too small at first."""
-        return 1.0 / (1.0 - self.beta1**steps), 1.0 / (1.0 - self.beta2**steps)
+        first, second = (1.0 / (1.0 - np.power(beta, steps, dtype=np.float64)) for beta in (self.beta1, self.beta2))
+        return first, second
 
 
 @dataclass(frozen=True, repr=False)

@@ -151,7 +151,9 @@ class Trainable:
         class_weight: ClassWeight | None = None,
         mask: ArrayLike | None = None,
     ) -> dict[str, float]:
-        """Go through the examples once, and remember what the optimiser does until the next call: data that come in parts.
+        """Go through the examples once, and remember until the next call what the optimiser does.
+
+        For data that come in parts.
 
         As long as calls are made with an equal optimiser, moments, numbers of steps and the generator go on from one
         to the next. They are not part of a model file.

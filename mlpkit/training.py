@@ -124,6 +124,7 @@ def fit(
                 interval = 10 if every is None else check_integer(every, "every", low=1)
                 loop.save_every(interval, saver.to(checkpoint))
             resume_from(resume, checkpoint, saver, loop)
+        data_fingerprint = fingerprint(X, Y)  # now, for it takes time that nobody has after Ctrl-C
         reason = _train(net, training, loop)
     terms = training.terms if run.final is None or run.final is _last(run) else _terms(run.final)
     net.provenance = {
@@ -134,7 +135,7 @@ def fit(
         "terms": terms,
         "seed": net.seed,
         "examples": training.n_examples,
-        "data": fingerprint(X, Y),
+        "data": data_fingerprint,
         "versions": versions(),
     }
     return FitResult(

@@ -78,7 +78,7 @@ class Penalty(Plugin):
 
     @cached_property
     def compiled(self) -> Any:
-        """p and its derivative as one C function, float64(mean, order): its ``address`` is good while this object is."""
+        """One C function, float64(mean, order), of p and its derivative; good for as long as this object is."""
         scalar = self.scalar
         assert scalar is not None
         value, slope = (function(_DOUBLE) for function in (scalar.value, scalar.slope))

@@ -185,7 +185,7 @@ class _FunctionCache(FunctionCache):
     def __init__(self, py_func: Callable[..., Any], key: str) -> None:
         super().__init__(py_func)
         self._key = key
-        self._cache_file = _DataFiles(self._cache_path, self._impl.filename_base)
+        self._cache_file: Any = _DataFiles(self._cache_path, self._impl.filename_base)
 
     def _index_key(self, sig: Any, codegen: Any) -> Any:
         # The default key hashes a closure's cells, which for compiled functions differ in each process.
