@@ -10,9 +10,10 @@ Examples
 
 # First of all, since it notes the sources that compiled code is about to come from.
 import mlpkit.kernels as kernels  # noqa: F401
-from mlpkit import activations, datasets, errors, losses, plotting, preprocessing
+from mlpkit import activations, callbacks, datasets, errors, losses, metrics, plotting, preprocessing
 from mlpkit.activations import activation
 from mlpkit.autoencoder import maximal_inputs, sparse_autoencoder
+from mlpkit.early_stopping import EarlyStopping
 from mlpkit.errors import InvalidArgumentError, MissingExtraError, MlpkitError, ModelFormatError, TargetRangeWarning
 from mlpkit.gradient_check import check_gradient, numerical_gradient
 from mlpkit.kernels import vmath
@@ -26,6 +27,7 @@ from mlpkit.noise import GaussianNoise, MaskingNoise, SaltAndPepperNoise
 from mlpkit.objective import Objective
 from mlpkit.optimizers import LBFGS, ConjugateGradient, GradientDescent
 from mlpkit.penalties import KLSparsity, L1Sparsity, MeanPenalty
+from mlpkit.run import Callback
 from mlpkit.stacked import encoder, pretrain, stack
 from mlpkit.system import package_version, show_config
 from mlpkit.user_penalties import penalty
@@ -35,8 +37,10 @@ __version__ = package_version("mlpkit")
 __all__ = [
     "LBFGS",
     "MLP",
+    "Callback",
     "ConjugateGradient",
     "Dense",
+    "EarlyStopping",
     "GaussianNoise",
     "GradientDescent",
     "Input",
@@ -56,6 +60,7 @@ __all__ = [
     "activation",
     "activations",
     "blas_limited",
+    "callbacks",
     "check_gradient",
     "datasets",
     "encoder",
@@ -65,6 +70,7 @@ __all__ = [
     "loss",
     "losses",
     "maximal_inputs",
+    "metrics",
     "numerical_gradient",
     "penalty",
     "plotting",
