@@ -10,9 +10,10 @@ Examples
 
 # First of all, since it notes the sources that compiled code is about to come from.
 import mlpkit.kernels as kernels  # noqa: F401
-from mlpkit import activations, datasets, errors, losses, plotting, preprocessing, schedules
+from mlpkit import activations, callbacks, datasets, errors, losses, metrics, plotting, preprocessing, schedules
 from mlpkit.activations import activation
 from mlpkit.autoencoder import maximal_inputs, sparse_autoencoder
+from mlpkit.early_stopping import EarlyStopping
 from mlpkit.errors import InvalidArgumentError, MissingExtraError, MlpkitError, ModelFormatError, TargetRangeWarning
 from mlpkit.gradient_check import check_gradient, numerical_gradient
 from mlpkit.kernels import vmath
@@ -26,6 +27,7 @@ from mlpkit.noise import GaussianNoise, MaskingNoise, SaltAndPepperNoise
 from mlpkit.objective import Objective
 from mlpkit.optimizers import LBFGS, ConjugateGradient, GradientDescent
 from mlpkit.penalties import KLSparsity, L1Sparsity, MeanPenalty
+from mlpkit.run import Callback
 from mlpkit.stacked import encoder, pretrain, stack
 from mlpkit.stochastic import SGD, Adagrad, Adam, AdamW, RMSprop
 from mlpkit.system import package_version, show_config
@@ -40,8 +42,10 @@ __all__ = [
     "Adagrad",
     "Adam",
     "AdamW",
+    "Callback",
     "ConjugateGradient",
     "Dense",
+    "EarlyStopping",
     "GaussianNoise",
     "GradientDescent",
     "Input",
@@ -62,6 +66,7 @@ __all__ = [
     "activation",
     "activations",
     "blas_limited",
+    "callbacks",
     "check_gradient",
     "datasets",
     "encoder",
@@ -71,6 +76,7 @@ __all__ = [
     "loss",
     "losses",
     "maximal_inputs",
+    "metrics",
     "numerical_gradient",
     "penalty",
     "plotting",

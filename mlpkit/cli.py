@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from mlpkit import activations, datasets, losses, model_file, plotting, preprocessing
 from mlpkit.autoencoder import sparse_autoencoder
 from mlpkit.errors import InvalidArgumentError, MissingExtraError, MlpkitError, ModelFormatError, import_extra
+from mlpkit.history import FitResult
 from mlpkit.kernels.jit import MOST_THREADS, set_num_threads
 from mlpkit.layers import Dense, Input
 from mlpkit.mlp import MLP
@@ -29,7 +30,6 @@ from mlpkit.model_commands import NOT_A_MODEL, add_model_commands
 from mlpkit.optimizers import LBFGS
 from mlpkit.penalties import KLSparsity
 from mlpkit.system import package_version, show_config
-from mlpkit.training import FitResult
 
 __all__ = ["main"]
 

@@ -33,7 +33,7 @@ from mlpkit.losses import Loss
 from mlpkit.mlp import MLP, check_network
 
 if TYPE_CHECKING:
-    from mlpkit.training import FitResult
+    from mlpkit.history import FitResult
 
 __all__ = ["encoder", "pretrain", "stack"]
 

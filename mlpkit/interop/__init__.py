@@ -5,19 +5,25 @@ does not understand is an error that names it, never left out.
 """
 
 from mlpkit.interop.conversion import Conversion
+from mlpkit.interop.matlab import from_matlab, to_matlab
 from mlpkit.interop.notes_order import from_notes_order, to_notes_order
 from mlpkit.interop.onnx import to_onnx
+from mlpkit.interop.safetensors import from_safetensors, to_safetensors
 from mlpkit.interop.sklearn import from_sklearn, to_sklearn
 from mlpkit.interop.torch import from_torch, parameter_groups, to_torch
 
 __all__ = [
     "Conversion",
+    "from_matlab",
     "from_notes_order",
+    "from_safetensors",
     "from_sklearn",
     "from_torch",
     "parameter_groups",
+    "to_matlab",
     "to_notes_order",
     "to_onnx",
+    "to_safetensors",
     "to_sklearn",
     "to_torch",
 ]

@@ -12,6 +12,7 @@ import hashlib
 import logging
 import os
 import pickle
+import re
 import secrets
 import threading
 import warnings
@@ -150,6 +151,7 @@ class _DataFiles:
     def __init__(self, folder: str, base: str) -> None:
         self._folder = Path(folder)
         self._base = f"{base}-{(_FINGERPRINT or '')[:12]}"
+        self._all = re.sub(r"-\d+(\.py\d+)", r"-*\1", base) + "-*.nbc"  # wherever in its file the kernel stands
 
     def _path(self, key: Any) -> Path:
         digest = hashlib.sha256(repr((key, numba.__version__, llvmlite.__version__)).encode()).hexdigest()
@@ -170,7 +172,7 @@ class _DataFiles:
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
-        for other in self._folder.glob(f"{self._base.rpartition('-')[0]}-*.nbc"):
+        for other in self._folder.glob(self._all):
             if not other.name.startswith(self._base):  # of other sources: an earlier release, or before an edit
                 other.unlink(missing_ok=True)
 
