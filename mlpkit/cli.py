@@ -28,6 +28,7 @@ from mlpkit.layers import Dense, Input
 from mlpkit.mlp import MLP
 from mlpkit.model_commands import NOT_A_MODEL, add_model_commands
 from mlpkit.optimizers import LBFGS
+from mlpkit.stochastic import Adam
 from mlpkit.penalties import KLSparsity
 from mlpkit.system import package_version, show_config
 
@@ -203,6 +204,7 @@ def _warmup(options: argparse.Namespace) -> int:
             if loss.builtin:
                 _exercise(next(iter(loss.fused)).name if loss.fused else "identity", loss.name, dtype)
         _exercise("relu", "squared_error", dtype, width=300)  # a gradient too large for a copy for each thread
+        _exercise_steps(dtype)
     print(f"kernels ready after {time.perf_counter() - start:.1f} s")
     return 0
 
@@ -216,6 +218,13 @@ def _exercise(activation: str, loss: str, dtype: str, *, width: int = 2) -> None
     net.fit(X, X[:, ::-1], optimizer=LBFGS(max_iter=1))
     net.predict(X[:1])
     net.predict(X)
+
+
+def _exercise_steps(dtype: str) -> None:
+    """Take mini-batch steps, large enough to be tried on several threads and on one."""
+    net = MLP([Input(100), Dense(100, "relu"), Dense(100, "identity")], dtype=dtype, seed=0)
+    X = np.zeros((512, 100), dtype)
+    net.fit(X, X, Adam(max_epochs=1, batch_size=128), validation=0.25)
 
 
 def _demo(options: argparse.Namespace) -> int:

@@ -98,6 +98,8 @@ def fit(
             f"keep_activations must be None for a stochastic optimiser, whose batches are always kept; found "
             f"{keep_activations!r}"
         )
+    if not stochastic:
+        _refuse_dropout(net)
     given = Examples(X, Y, sample_weight, mask)
     generator = np.random.default_rng(np.random.SeedSequence(net.seed, spawn_key=(3,)))
     train, held = hold_out(given, validation, generator)
@@ -221,6 +223,15 @@ def _check_optimizer(optimizer: Any) -> Any:
             f"{optimizer!r}"
         )
     return optimizer
+
+
+def _refuse_dropout(net: MLP) -> None:
+    """Refuse dropout where the objective must stay the same from one evaluation to the next."""
+    for number, layer in enumerate(net.layers[1:], start=2):
+        if layer.dropout:  # type: ignore[union-attr]
+            raise InvalidArgumentError(
+                f"optimizer must be a stochastic one, such as Adam(), for a network with dropout (layer {number})"
+            )
 
 
 def _last(run: Run) -> Any:
