@@ -28,8 +28,8 @@ from mlpkit.layers import Dense, Input
 from mlpkit.mlp import MLP
 from mlpkit.model_commands import NOT_A_MODEL, add_model_commands
 from mlpkit.optimizers import LBFGS
-from mlpkit.stochastic import Adam
 from mlpkit.penalties import KLSparsity
+from mlpkit.stochastic import Adam
 from mlpkit.system import package_version, show_config
 
 __all__ = ["main"]
