@@ -174,8 +174,8 @@ class EarlyStopping(Callback):
                 f"the state of EarlyStopping must be of its monitor, {self.monitor!r}; found {shown(state['monitor'])}"
             )
         best = np.asarray(state["best"], dtype=np.float64)
-        if best.shape != ():
-            raise InvalidArgumentError(f"best must be one number; found shape {best.shape}")
+        if best.shape != () or np.isnan(best):
+            raise InvalidArgumentError(f"best must be one number, not NaN; found {shown(best)}")
         best_iteration = check_integer(state["best_iteration"], "best_iteration", low=0)
         waited = check_integer(state["waited"], "waited", low=0)
         wanted = self.restore_best and best_iteration > 0

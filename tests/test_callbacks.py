@@ -379,7 +379,6 @@ def test_a_folder_that_is_not_there_is_said_before_training(kind, tmp_path):
         kind(tmp_path / "missing" / "history").on_start(run_of())
 
 
-@pytest.mark.skipif(not hasattr(os, "ftruncate"), reason="a matter of POSIX")
 def test_a_full_disk_leaves_whole_lines(kind, path, monkeypatch):
     callback, run = kind(path), run_of()
     callback.on_start(run)

@@ -176,7 +176,7 @@ def r2(targets: ArrayLike, outputs: ArrayLike, weights: ArrayLike | None = None)
         errors = w @ (y - h) ** 2
         spread = w @ (y - np.average(y, axis=0, weights=w)) ** 2
         constant = np.where(errors == 0, 1.0, 0.0 * errors)  # NaN stays NaN
-        return _finite_or_nan(np.where(varies, 1.0 - errors / spread, constant).mean())
+        return _finite_or_nan(np.where(varies & (spread != 0), 1.0 - errors / spread, constant).mean())
 
 
 def check_names_classes(activation: str | Activation) -> Activation:
