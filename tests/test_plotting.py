@@ -9,7 +9,7 @@ import pytest
 import mlpkit
 from mlpkit import plotting
 from mlpkit.errors import InvalidArgumentError, MissingExtraError
-from mlpkit.history import Iteration
+from mlpkit.training import Iteration
 
 pytest.importorskip("matplotlib")
 
