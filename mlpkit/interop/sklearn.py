@@ -17,15 +17,16 @@ What scikit-learn minimises, as its versions 1.6 to 1.9 compute it, and what tha
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from mlpkit import activations
 from mlpkit.checks import check_number, shown
 from mlpkit.errors import InvalidArgumentError, import_extra
-from mlpkit.interop.assembly import assemble
 from mlpkit.interop.conversion import Conversion
+from mlpkit.interop.dense_stack import Linear, assemble
 from mlpkit.interop.sklearn_estimator import fitted
 from mlpkit.layers import Dense, Input
 from mlpkit.mlp import MLP, check_network
@@ -98,8 +99,11 @@ def from_sklearn(estimator: MLPClassifier | MLPRegressor, *, n_samples: float | 
             f"estimator must have an activation among {', '.join(_ACTIVATIONS)} and a loss that goes with its output "
             f"activation; found activation {shown(estimator.activation)}, loss {shown(loss)}, output {shown(out)}"
         )
-    weights = [np.ascontiguousarray(W.T) for W in estimator.coefs_]
-    activations = [_ACTIVATIONS[estimator.activation]] * (len(weights) - 1) + [head[1]]
+    stack = [
+        Linear(f"coefs_[{i}].T", f"intercepts_[{i}]", W.T, b)
+        for i, (W, b) in enumerate(zip(estimator.coefs_, estimator.intercepts_, strict=True))
+    ]
+    functions = [activations.get(name) for name in (*[_ACTIVATIONS[estimator.activation]] * (len(stack) - 1), head[1])]
     rows = _rows(estimator) if n_samples is None else check_number(n_samples, "n_samples", low=0, low_open=True)
     alpha = float(estimator.alpha)
     divisor = _divisor(estimator.solver, estimator.batch_size, rows)
@@ -109,13 +113,10 @@ def from_sklearn(estimator: MLPClassifier | MLPRegressor, *, n_samples: float | 
             f"{estimator.batch_size!r} does not say how many rows alpha = {alpha:g} was divided by"
         )
     decay = alpha / divisor if alpha and divisor else 0.0
-    net = assemble(weights, estimator.intercepts_, activations, head[0], decay)
+    net, arrays = assemble(stack, functions, loss=head[0], weight_decay=decay, fail=_refuse)
     mapped = [
-        *(
-            f"coefs_[{i}] {W.shape}, intercepts_[{i}] -> W^({i + 1}) {net.weights[i].shape}, b^({i + 1})"
-            for i, W in enumerate(estimator.coefs_)
-        ),
-        f"activation {estimator.activation!r} -> {activations[0]!r}" if len(weights) > 1 else "",
+        *arrays,
+        f"activation {estimator.activation!r} -> {functions[0].name!r}" if len(stack) > 1 else "",
         f"out_activation_ {out!r} -> {head[1]!r}",
         f"loss {loss!r} -> {head[0]!r}",
         f"alpha {alpha:g} -> weight_decay {decay:g}" + (f", alpha / {divisor:g}" if alpha else ""),
@@ -124,6 +125,10 @@ def from_sklearn(estimator: MLPClassifier | MLPRegressor, *, n_samples: float | 
         mapped[-2] += f" (gradients agree; the loss that scikit-learn reports has 1/{net.sizes[-1]} of the data term)"
     mapped += _keep(estimator, kind, rows, net.metadata)
     return Conversion(net, tuple(filter(None, mapped)))
+
+
+def _refuse(part: str, reason: str) -> NoReturn:
+    raise InvalidArgumentError(f"estimator: {part}: {reason}")
 
 
 def _check_fitted(estimator: Any) -> str:

@@ -200,8 +200,8 @@ def test_an_estimator_made_here_trains_further_from_where_it_is(X, rng):
 def test_every_thing_mapped_has_a_line(X, rng):
     mapped = from_sklearn(fit("multiclass", X, _targets("multiclass", rng)), n_samples=N_ROWS).mapped
     for line in (
-        "coefs_[0] (4, 3), intercepts_[0] -> W^(1) (3, 4), b^(1)",
-        "coefs_[2] (2, 3), intercepts_[2] -> W^(3) (3, 2), b^(3)",
+        "coefs_[0].T (3, 4) float64 -> W^(1)",
+        "intercepts_[2] (3,) float64 -> b^(3)",
         "activation 'tanh' -> 'tanh'",
         "out_activation_ 'softmax' -> 'softmax'",
         "loss 'log_loss' -> 'cross_entropy'",
@@ -280,4 +280,8 @@ def test_other_estimators_are_refused(X):
     estimator = fit("one output", X, X[:, 0])
     estimator.activation = "swish"
     with pytest.raises(mlpkit.InvalidArgumentError, match="found activation 'swish'"):
+        from_sklearn(estimator, n_samples=N_ROWS)
+    estimator = fit("one output", X, X[:, 0])
+    estimator.coefs_[1][2, 1] = np.nan
+    with pytest.raises(mlpkit.InvalidArgumentError, match=r"estimator: coefs_\[1\].T\[1, 2\]: expected finite numbers"):
         from_sklearn(estimator, n_samples=N_ROWS)
