@@ -10,7 +10,18 @@ Examples
 
 # First of all, since it notes the sources that compiled code is about to come from.
 import mlpkit.kernels as kernels  # noqa: F401
-from mlpkit import activations, callbacks, datasets, errors, losses, metrics, plotting, preprocessing, schedules
+from mlpkit import (
+    activations,
+    callbacks,
+    datasets,
+    errors,
+    interop,
+    losses,
+    metrics,
+    plotting,
+    preprocessing,
+    schedules,
+)
 from mlpkit.activations import activation
 from mlpkit.autoencoder import maximal_inputs, sparse_autoencoder
 from mlpkit.early_stopping import EarlyStopping
@@ -72,6 +83,7 @@ __all__ = [
     "encoder",
     "errors",
     "get_num_threads",
+    "interop",
     "load",
     "loss",
     "losses",
