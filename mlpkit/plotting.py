@@ -127,7 +127,7 @@ def training(history: History | FitResult, path: PathLike | None = None) -> Figu
     ['cost', 'gradient norm']
     """
     records = getattr(history, "history", history)
-    if not isinstance(records, list) or not all(type(record).__name__ == "Iteration" for record in records):
+    if not isinstance(records, list) or not all(isinstance(record, Iteration) for record in records):
         raise InvalidArgumentError(f"history must be a History or a FitResult; found {history!r:.80}")
     others = [name for name in _metrics(records) if not _is_cost(name)]
     figure = new_figure((7.0, 7.0 if others else 5.5))
@@ -328,7 +328,7 @@ def _draw_history(records: list[Iteration], above: Axes, below: Axes) -> None:
 
 def _metrics(records: list[Iteration]) -> list[str]:
     """Return the names of all metrics that are more than NaN."""
-    found = [item for record in records for item in getattr(record, "metrics", {}).items()]
+    found = [item for record in records for item in record.metrics.items()]
     return list(dict.fromkeys(name for name, value in found if not math.isnan(value)))
 
 

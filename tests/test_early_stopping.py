@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from mlpkit import MLP, Dense, EarlyStopping, Input
+from mlpkit import MLP, Dense, EarlyStopping, GradientDescent, Input
 from mlpkit.errors import InvalidArgumentError
 from mlpkit.history import Iteration
 from mlpkit.run import Run
@@ -249,3 +249,32 @@ def test_it_is_readable():
     assert repr(EarlyStopping("cost", 3)) == (
         "EarlyStopping('cost', patience=3, min_delta=0.0, mode='auto', restore_best=True)"
     )
+
+
+def test_fit_stops_early_and_goes_on_from_a_checkpoint_to_the_same_bits(tmp_path):
+    rng = np.random.default_rng(0)
+    X, held = rng.normal(size=(30, 2)), rng.normal(size=(20, 2))
+    Y, truth = X[:, :1] + rng.normal(size=(30, 1)), held[:, :1]
+
+    def fit(max_iter, **more):
+        net = MLP([Input(2), Dense(1, "identity")], seed=0)
+        stopping = EarlyStopping(patience=4)
+        result = net.fit(
+            X, Y, optimizer=GradientDescent(0.5, max_iter), validation=(held, truth), early_stopping=stopping, **more
+        )
+        return net.theta, result
+
+    theta, result = fit(100)
+    assert result.reason == "validation_loss has not improved for 4 iterations"
+    assert result.iteration == len(result.history) - 4
+    assert result.history[result.iteration - 1] == min(result.history, key=lambda record: record["validation_loss"])
+    path = tmp_path / "run.h5"
+    for k in (1, result.iteration, result.iteration + 2):
+        fit(k, checkpoint=path, every=1)
+        again, rest = fit(100, resume=path)
+        np.testing.assert_array_equal(again, theta)
+        assert (rest.reason, rest.iteration, rest.n_iterations) == (
+            result.reason,
+            result.iteration,
+            len(result.history),
+        )

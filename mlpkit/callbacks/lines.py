@@ -152,8 +152,8 @@ def line(history: History, max_iter: int | None, width: int | None) -> str:
     --------
     >>> from mlpkit.history import Iteration
     >>> history = History([Iteration(4, 0.5, 0.4, 0.1, 0.0, 0.02, 5, 2.0, 0.5, metrics={"validation_loss": 0.6})])
-    >>> line(history, 12, 80)
-    '4/12  2 s  J 0.5 = data 0.4 + decay 0.1 + KL 0  validation loss 0.6  grad 2.0e-02'
+    >>> line(history, 12, 100)
+    '4/12  2 s, 4 s left  J 0.5 = data 0.4 + decay 0.1 + KL 0  validation loss 0.6  grad 2.0e-02'
     """
     record = history[-1]
     of = f"/{max_iter}" if max_iter is not None else ""
