@@ -17,9 +17,12 @@ import numpy as np
 import mlpkit
 from mlpkit import datasets
 
+# Of the softmax layer: the exercise's, and what a quarter of the training half, held out, found best for the features.
+DECAYS = (1e-4, 3e-5)
 
-def main(data: Path | None = None, small: bool = False, dtype: str = "float32") -> dict[str, float]:
-    """Train on half of the digits 0 to 4; return the accuracies on the other half."""
+
+def main(data: Path | None = None, small: bool = False, dtype: str = "float32") -> dict[tuple[str, float], float]:
+    """Train on half of the digits 0 to 4; return the accuracies on the other half, by inputs and weight decay."""
     if small:
         from sklearn.datasets import load_digits  # not needed for MNIST
 
@@ -44,14 +47,15 @@ def main(data: Path | None = None, small: bool = False, dtype: str = "float32") 
 
     features = mlpkit.encoder(autoencoder).predict(labelled)
     accuracies = {}
-    for name, inputs, published in (("features", features, "98.3 %"), ("pixels", labelled, "96 %")):
-        layers = [mlpkit.Input(inputs.shape[1]), mlpkit.Dense(5, "softmax")]
-        softmax = mlpkit.MLP(layers, loss="cross_entropy", weight_decay=1e-4, dtype=dtype, seed=0)
-        softmax.fit(inputs[:half], labels[:half], optimizer=optimizer)
-        accuracies[name] = float(np.mean(softmax.predict_labels(inputs[half:]) == labels[half:]))
-        beside = "" if small else f"  (published: {published})"
-        seconds = time.perf_counter() - start
-        print(f"{seconds:6.0f} s  softmax on {name}: {accuracies[name]:.2%}{beside}", flush=True)
+    for decay in DECAYS:
+        for name, inputs, published in (("features", features, "98.3 %"), ("pixels", labelled, "96 %")):
+            layers = [mlpkit.Input(inputs.shape[1]), mlpkit.Dense(5, "softmax")]
+            softmax = mlpkit.MLP(layers, loss="cross_entropy", weight_decay=decay, dtype=dtype, seed=0)
+            softmax.fit(inputs[:half], labels[:half], optimizer=optimizer)
+            accuracies[name, decay] = float(np.mean(softmax.predict_labels(inputs[half:]) == labels[half:]))
+            beside = "" if small else f"  (published: {published})"
+            seconds = time.perf_counter() - start
+            print(f"{seconds:6.0f} s  softmax on {name}, weight decay {decay:g}: {accuracies[name, decay]:.2%}{beside}")
     return accuracies
 
 

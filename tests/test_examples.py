@@ -81,8 +81,8 @@ def test_stacked_autoencoder_gains_by_fine_tuning():
 def test_self_taught_features_tell_digits_apart_that_they_were_not_learnt_from():
     pytest.importorskip("sklearn")
     found = load(EXAMPLES / "self_taught_mnist.py").main(small=True)
-    assert found["features"] > 0.92
-    assert found["pixels"] > 0.9
+    assert found["features", 1e-4] > 0.92
+    assert min(found.values()) > 0.9
 
 
 def test_scipy_minimize_reaches_one_minimum_by_every_method():
