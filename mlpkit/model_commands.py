@@ -24,18 +24,20 @@ from mlpkit.model_file import OBJECTIVE, ModelInfo
 from mlpkit.sealed_file import CHECKPOINT, kind_of
 from mlpkit.tables import check_table_name, read_table, write_table
 
-__all__ = ["NOT_A_MODEL", "add_model_commands"]
+__all__ = ["NOT_A_MODEL", "add_command", "add_model_commands", "printable"]
 
 NOT_A_MODEL = 3
 
 
 def add_model_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the commands to the parser of the command line."""
-    info = _add(commands, "info", _info, "show what a model or checkpoint file holds, after checking it")
+    info = add_command(commands, "info", _info, "show what a model or checkpoint file holds, after checking it")
     info.add_argument("model", type=Path, metavar="FILE", help="the model or checkpoint file")
-    verify = _add(commands, "verify", _verify, "check model and checkpoint files: digest, structure, every number")
+    verify = add_command(
+        commands, "verify", _verify, "check model and checkpoint files: digest, structure, every number"
+    )
     verify.add_argument("models", type=Path, nargs="+", metavar="FILE", help="the files")
-    predict = _add(commands, "predict", _predict, "compute a model's outputs for a table of examples")
+    predict = add_command(commands, "predict", _predict, "compute a model's outputs for a table of examples")
     predict.add_argument("model", type=Path, metavar="MODEL", help="the model file")
     predict.add_argument("data", type=Path, metavar="DATA", help="examples in rows: .npy, .h5 or .csv")
     predict.add_argument(
@@ -45,12 +47,13 @@ def add_model_commands(commands: argparse._SubParsersAction[argparse.ArgumentPar
     predict.add_argument("--labels", action="store_true", help="write class labels instead of outputs")
 
 
-def _add(
+def add_command(
     commands: argparse._SubParsersAction[argparse.ArgumentParser],
     name: str,
     run: Callable[[argparse.Namespace], int],
     text: str,
 ) -> argparse.ArgumentParser:
+    """Add a command that can answer in JSON, and return its parser."""
     parser = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
     parser.add_argument("--json", action="store_true", help="answer in JSON, one object a line")
     parser.set_defaults(run=run)
@@ -84,7 +87,7 @@ def _info(options: argparse.Namespace) -> int:
         *(("ignored", element) for element in info.ignored),
     ]
     for name, value in rows:
-        print(f"{name:14}{_printable(value)}")
+        print(f"{name:14}{printable(value)}")
     return 0
 
 
@@ -119,8 +122,14 @@ def _document(name: str, document: dict[str, Any] | None) -> list[tuple[str, str
     return [(name if i == 0 else "", row) for i, row in enumerate(rows)]
 
 
-def _printable(text: str) -> str:
-    """Show what a file says without letting it move the cursor or end the line."""
+def printable(text: str) -> str:
+    r"""Show what a file says without letting it move the cursor or end the line.
+
+    Examples
+    --------
+    >>> print(printable("one\ntwo"))
+    one\ntwo
+    """
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
@@ -137,9 +146,9 @@ def _verify(options: argparse.Namespace) -> int:
         if options.json:
             print(json.dumps({"file": str(path), "ok": not problem, "problem": problem or None}))
         elif problem:
-            print(_printable(problem))
+            print(printable(problem))
         else:
-            print(_printable(f"{path}: right ({info.n_parameters} parameters, {_version(info)})"))
+            print(printable(f"{path}: right ({info.n_parameters} parameters, {_version(info)})"))
     return code
 
 
