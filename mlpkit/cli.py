@@ -34,6 +34,8 @@ from mlpkit.system import package_version, show_config
 
 __all__ = ["main"]
 
+_DTYPES = ("float64", "float32")
+
 _HIGHEST_COUNT = 10**9
 
 
@@ -114,6 +116,9 @@ def _parser() -> argparse.ArgumentParser:
         help="compile the kernels now, so that later runs start at once",
         description="Compile the kernels for every built-in activation and loss, in float64 and "
         "float32, into Numba's cache on disk, so that later runs start at once.",
+    )
+    warmup.add_argument(
+        "--dtype", choices=_DTYPES, nargs="+", default=_DTYPES, metavar="DTYPE", help="of which (default: both)"
     )
     warmup.set_defaults(run=_warmup)
     return parser
@@ -196,7 +201,7 @@ def _config(options: argparse.Namespace) -> int:
 
 def _warmup(options: argparse.Namespace) -> int:
     start = time.perf_counter()
-    for dtype in ("float64", "float32"):
+    for dtype in options.dtype:
         for activation in map(activations.get, activations.names()):
             if activation.builtin:
                 _exercise(activation.name, "squared_error", dtype)
