@@ -139,7 +139,7 @@ class EarlyStopping(Callback):
     def on_end(self, run: Run) -> None:
         """Give the network its best parameters, if they are not those it has."""
         self._continues = False
-        if self._theta is None or run.history[-1].iteration == self.best_iteration:
+        if self._theta is None or np.array_equal(run.net.theta, self._theta):
             return
         best = [record for record in run.history if record.iteration == self.best_iteration]
         if not best:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
-from mlpkit.descent import Save, Snapshot, State, norm
+from mlpkit.descent import Snapshot, State, norm
+from mlpkit.divergence import first_failure
 from mlpkit.errors import InvalidArgumentError
+from mlpkit.history import Iteration
 from mlpkit.loop import Loop, Stop
 from mlpkit.objective import Objective
 from mlpkit.optimizers import Optimizer, Resumable, is_resumable
@@ -35,22 +38,17 @@ class FullBatch:
         What minimises.
     objective : Objective
         What is minimised, and the network whose parameters are where to start.
-
-    Attributes
-    ----------
-    whole : bool
-        Whether the optimiser's state can be had: always, after an iteration.
+    inputs : callable
+        Returns the inputs that the objective was given; called where a training diverges.
     """
 
-    whole = True
-
-    def __init__(self, optimizer: Optimizer, objective: Objective) -> None:
-        self._optimizer, self._objective = optimizer, objective
+    def __init__(self, optimizer: Optimizer, objective: Objective, inputs: Callable[[], ArrayLike]) -> None:
+        self._optimizer, self._objective, self._inputs = optimizer, objective, inputs
         self._dtype = objective.net.dtype
         self.n_examples = objective.n_examples
         self._start = np.array(objective.net.theta, dtype=np.float64)
         self._state: State | None = None
-        self._snapshot: Snapshot | None = None
+        self._offered: Snapshot | None = None
         self._good: _Evaluated | None = None
         self._latest: _Evaluated | None = None
         self._loop: Loop
@@ -83,11 +81,6 @@ class FullBatch:
             self._good = there
         return reason
 
-    def snapshot(self) -> State:
-        """Return the optimiser's state after the last iteration."""
-        assert self._snapshot is not None
-        return self._snapshot()
-
     def check_resumable(self) -> None:
         """Refuse an optimiser whose state cannot be had."""
         if not is_resumable(self._optimizer):
@@ -96,9 +89,14 @@ class FullBatch:
                 f"{type(self._optimizer).__name__} keeps its state to itself (those of SciPy do)"
             )
 
-    def restore(self, state: State) -> None:
-        """Go on from what `snapshot` returned."""
+    def restore(self, state: State, theta: NDArray[Any], record: Iteration) -> None:
+        """Go on from an optimiser's state; the network's parameters and the record are of the same iteration."""
         self._state = state
+        exact = state.get("theta")  # where the optimiser tells: in float64 it will ask for these very numbers
+        if isinstance(exact, np.ndarray) and np.array_equal(exact.astype(self._dtype), theta):
+            theta = exact
+        terms = {name: float(record[name]) for name in ("data", "weight_decay", "sparsity")}
+        self._good = _Evaluated(np.array(theta, dtype=np.float64), record.cost, terms)
 
     # What the optimiser is given -------------------------------------------------------------------------------
 
@@ -130,20 +128,31 @@ class FullBatch:
             rounded = (np.asarray(array, dtype=self._dtype) for array in (theta, v))
             return np.asarray(self._objective.hessian_vector_product(*rounded), dtype=np.float64)
 
-    @property
-    def _save(self) -> Save:
-        def keep(snapshot: Snapshot) -> None:
-            self._snapshot = snapshot
+    def first_failure(self, theta: NDArray[np.float64]) -> str | None:
+        """Say what is infinite or NaN first at theta, in the order of computation; None where nothing is."""
+        with np.errstate(over="ignore"):
+            rounded = np.asarray(theta, dtype=self._dtype)
+        return first_failure(self._objective.net, rounded, self._inputs(), self._objective.terms_and_gradient)
 
-        return keep
+    def _save(self, snapshot: Snapshot) -> None:
+        self._offered = snapshot
 
     def _report(self, theta: NDArray[np.float64], cost: float, gradient: NDArray[np.float64]) -> None:
         """Put an accepted iteration on record."""
+        loop = self._loop
         if not (np.isfinite(cost) and np.isfinite(theta).all() and np.isfinite(gradient).all()):
-            number = self._loop.iteration + 1
-            raise Stop(f"diverged: J = {cost} after iteration {number}; the parameters before it are kept")
-        self._good = self._at(theta)
-        self._loop.accept(self.theta, self._good.terms, norm(gradient))
+            what = self.first_failure(theta)
+            found = f"J = {cost}" if what is None else f"{what} became infinite or NaN first,"
+            raise Stop(f"diverged: {found} after iteration {loop.iteration + 1}; the parameters before it are kept")
+        there = self._at(theta)
+        rounded = there.theta.astype(self._dtype)
+        metrics = loop.measure(rounded)
+        self._good = there
+        offered, self._offered = self._offered, None
+        whole = None if offered is None else lambda: (rounded, offered())
+        if whole is None and loop.saves:
+            raise InvalidArgumentError(f"the minimize of {self._optimizer!r} must call save before each report")
+        loop.accept(there.terms, norm(gradient), metrics, whole)
 
     def _at(self, theta: NDArray[np.float64]) -> _Evaluated:
         for known in (self._latest, self._good):

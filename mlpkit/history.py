@@ -159,7 +159,7 @@ class FitResult:
     ----------
     cost : float
         J at the final parameters. After a stochastic optimiser, the mean over the last epoch's mini-batches; the exact
-        one takes `MLP.evaluate`.
+        one takes `MLP.evaluate`. NaN if training ended before there was one.
     terms : dict of str to float
         Its terms: ``"data"``, ``"weight_decay"`` and ``"sparsity"``.
     n_iterations, n_evaluations : int

@@ -57,11 +57,16 @@ def interruptible(cancel: Callable[[], None]) -> Iterator[Interrupt]:
     ):
         yield interrupt
         return
+    changing, meanwhile = True, False  # whether handlers are being changed, which must not be cut short
 
     def handle(number: int, frame: Any) -> None:
-        if interrupt.pending:
+        nonlocal meanwhile
+        if changing:
+            meanwhile = True
+        elif interrupt.pending:
             raise KeyboardInterrupt
-        interrupt.pending = True
+        else:
+            interrupt.pending = True
 
     ours, theirs = socket.socketpair()
     theirs.setblocking(False)
@@ -70,14 +75,21 @@ def interruptible(cancel: Callable[[], None]) -> Iterator[Interrupt]:
     before = signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
     watcher = threading.Thread(target=_watch, args=(ours, before, cancel), name="mlpkit-interrupts", daemon=True)
     watcher.start()
+    interrupt.pending, changing, meanwhile = meanwhile, False, False
     try:
         yield interrupt
     finally:
-        signal.set_wakeup_fd(before)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        changing = True
+        signal.set_wakeup_fd(-1)
+        if before >= 0:
+            with contextlib.suppress(OSError, ValueError):  # closed in the meantime
+                signal.set_wakeup_fd(before)
         theirs.close()  # which ends the watcher's waiting
         watcher.join()
         ours.close()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        if meanwhile:
+            raise KeyboardInterrupt
 
 
 def _watch(ours: socket.socket, before: int, cancel: Callable[[], None]) -> None:

@@ -7,8 +7,9 @@ Ctrl-C and at whether all is still finite. Where slices begin and end changes no
 from __future__ import annotations
 
 import json
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -35,6 +36,7 @@ _SLICE_SECONDS = 0.05
 _SLICES_BETWEEN_TRIALS = 20
 _SECONDS_BETWEEN_COPIES = 0.5  # of the parameters, to go back to
 _SERIAL_WORK = 750_000  # multiplications in a step; below that, handing work to threads takes longer than doing it
+_ROWS = 4096  # that are made noisy, or go forward, at once
 _STATE_VERSION = 1
 
 
@@ -72,11 +74,9 @@ class Slice(NamedTuple):
 
     n_steps: int
     n_examples: int
-    loss: float = 0.0  # sums of weighted losses and L1 penalties over its examples
-    l1: float = 0.0
-    sparsity: float = 0.0  # what penalties on means add to J, a sum over its steps
+    sums: NDArray[np.float64]  # for each step: the weighted losses, L1 penalties, and what penalties on means add to J
     gradient_norm: float = 0.0  # of its last step
-    failure: str | None = None  # what became infinite or NaN first; the parameters are then those before its last step
+    failure: str | None = None  # what became infinite or NaN first; the parameters are then those before the last step
 
 
 class MiniBatches:
@@ -154,7 +154,7 @@ class MiniBatches:
         )  # fmt: skip
         drops = [layer.dropout for layer in plan.dense]
         self._drops = any(drops)
-        self._thresholds = np.array([round(p * 2.0**32) for p in drops], np.uint32)
+        self._thresholds = np.array([min(round(p * 2.0**32), 2**32 - 1) for p in drops], np.uint32)
         self._factors = np.array([1.0 / (1.0 - p) for p in drops], dtype)
         optimizer = self._optimizer
         bounds = (optimizer.clip_norm or 0.0, optimizer.clip_value or 0.0)
@@ -165,32 +165,55 @@ class MiniBatches:
             np.zeros(plan.n_units), np.zeros(2 * plan.n_units), np.zeros(2, np.int64),
         )  # fmt: skip
 
-    def run_epoch(self) -> Iterator[Slice]:
-        """Take the steps of one epoch, a slice at a time; one with a failure is the last."""
-        self._start_running_mean()
+    def run_epoch(
+        self, look: Callable[[], None] = lambda: None, most: Callable[[], int] = lambda: sys.maxsize
+    ) -> Iterator[Slice]:
+        """Take the steps of one epoch, a slice at a time; one with a failure is the last.
+
+        Parameters
+        ----------
+        look : callable
+            Called every now and then while no slice is yielded; what it raises ends the epoch.
+        most : callable
+            Returns how many steps the next slice may have, at least 1.
+        """
+        self._start_running_mean(look)
+        self._draw_noise(look)
         order = self._rows.used
-        if self._noise is not None:
-            self._X = self._noise.apply(self._rows.X, self._generator)
         if self._optimizer.shuffle:
             order = self._generator.permutation(order)
         safe, safe_at = self._remember(), time.perf_counter()
         first = self.step
         while self.step < first + self.steps_an_epoch:
-            done = self.step - first
             workers, count = self._pace.next()
-            count = min(count, self.steps_an_epoch - done)
-            numbers = order[done * self._size : (done + count) * self._size]
+            count = min(count, first + self.steps_an_epoch - self.step, max(1, most()))
             start = time.perf_counter()
             if start - safe_at > _SECONDS_BETWEEN_COPIES:
                 safe, safe_at = self._remember(), start
-            record = self._advance(numbers, count, workers)
+            record, n_examples = self._advance(order, first, count, workers)
             self._pace.took(workers, count, time.perf_counter() - start)
-            if not (np.isfinite(record[:, :3]).all() and np.isfinite(self.theta).all()):
-                yield self._find_failure(order, first, safe)
+            if not self._finite(record):
+                began = self.step - count
+                failure = self._find_failure(order, first, safe, workers, look)
+                yield Slice(self.step + 1 - began, 0, np.empty((0, 3)), failure=failure)
                 return
-            loss, l1, sparsity = (float(total) for total in record[:, :3].sum(axis=0))
-            yield Slice(count, numbers.size, loss, l1, sparsity, float(np.sqrt(record[-1, 3])))
+            yield Slice(count, n_examples, record[:, :3], float(np.sqrt(record[-1, 3])))
         self.epoch += 1
+
+    def _draw_noise(self, look: Callable[[], None]) -> None:
+        """Make the epoch's noisy inputs."""
+        if self._noise is None:
+            return
+        clean = self._rows.X
+        if self._X is clean:
+            self._X = np.empty_like(clean)
+        for begin in range(0, len(clean), _ROWS):
+            look()
+            rows = slice(begin, begin + _ROWS)
+            self._X[rows] = self._noise.apply(clean[rows], self._generator)
+
+    def _finite(self, record: NDArray[np.float64]) -> bool:
+        return bool(np.isfinite(record[:, :3]).all() and np.isfinite(self.theta).all())
 
     def _remember(self) -> tuple[Any, ...]:
         return (self.step, *(array.copy() for array in self._arrays))
@@ -200,19 +223,28 @@ class MiniBatches:
         for array, before in zip(self._arrays, safe[1:], strict=True):
             array[:] = before
 
-    def _find_failure(self, order: NDArray[np.int64], first: int, safe: tuple[Any, ...]) -> Slice:
-        """Take the steps since `safe` one by one; leave the parameters as before the one that fails, and say why."""
-        failed = self.step
-        self._go_back(safe)
+    def _find_failure(
+        self, order: NDArray[np.int64], first: int, safe: tuple[Any, ...], workers: int, look: Callable[[], None]
+    ) -> str:
+        """Leave the parameters as before the first step since `safe` that fails, and say why it does.
+
+        Steps are taken again, half of those in question at a time: what has become infinite or NaN stays so.
+        """
+        before, count = safe, self.step - safe[0]
         while True:
-            before = self._remember()
-            done = self.step - first
-            numbers = order[done * self._size : (done + 1) * self._size]
-            record = self._advance(numbers, 1, 1)
-            if not (np.isfinite(record[:, :3]).all() and np.isfinite(self.theta).all()) or self.step >= failed:
+            self._go_back(before)
+            look()
+            some = (count + 1) // 2
+            record, _ = self._advance(order, first, some, workers)
+            if self._finite(record) and count > some:
+                before, count = self._remember(), count - some
+            elif some > 1:
+                count = some
+            else:
                 break
         after = self.theta.copy()
         self._go_back(before)
+        numbers = self._batch(order, first, 1)
         rows, weights = self._rows, self._rows.weights[numbers]
         Y = self._rows.Y[numbers]
         mask = None if not rows.elements.size else rows.elements[numbers] > 0
@@ -220,10 +252,18 @@ class MiniBatches:
         what = first_failure(self._net, self.theta, self._X[numbers], evaluate)
         if what is None:
             what = first_failure(self._net, after, self._X[numbers], evaluate)
-        return Slice(done + 1, 0, failure=f"{what or 'the step'} became infinite or NaN first,")
+        return what or "the step"
 
-    def _advance(self, numbers: NDArray[np.int64], count: int, workers: int) -> NDArray[np.float64]:
-        """Take `count` steps over examples of these numbers."""
+    def _batch(self, order: NDArray[np.int64], first: int, count: int) -> NDArray[np.int64]:
+        """Return the numbers of the examples that the next steps see, in an epoch that began at step `first`."""
+        done = self.step - first
+        return order[done * self._size : (done + count) * self._size]
+
+    def _advance(
+        self, order: NDArray[np.int64], first: int, count: int, workers: int
+    ) -> tuple[NDArray[np.float64], int]:
+        """Take `count` steps in an epoch that began at step `first`; return their record, and how many examples."""
+        numbers = self._batch(order, first, count)
         dtype = self._net.dtype
         optimizer = self._optimizer
         times = np.arange(self.step + 1, self.step + count + 1)
@@ -231,8 +271,10 @@ class MiniBatches:
         rates[:, 0] = rates_at(optimizer.learning_rate, self.step, count, self.steps_an_epoch)  # type: ignore[attr-defined]
         rates[:, 1], rates[:, 2] = optimizer.corrections(times)
         seeds = self._dropout_seed + times if self._drops else times[:0]
+        with np.errstate(over="ignore"):  # a rate beyond float32 makes the step fail, and that is said
+            rates = rates.astype(dtype)
         update = (
-            optimizer.rule, self._settings, rates.astype(dtype), *self._moments, np.array(self._net.decays, dtype),
+            optimizer.rule, self._settings, rates, *self._moments, np.array(self._net.decays, dtype),
             self._scale,
         )  # fmt: skip
         record = np.zeros((count, 4))
@@ -244,9 +286,9 @@ class MiniBatches:
             workers=workers, serial=workers == 1,
         )  # fmt: skip
         self.step += count
-        return record
+        return record, numbers.size
 
-    def _start_running_mean(self) -> None:
+    def _start_running_mean(self, look: Callable[[], None]) -> None:
         """Begin the running mean of activations with that of all examples."""
         if self._running_known:
             return
@@ -254,8 +296,9 @@ class MiniBatches:
         net = self._net.__copy__()
         net.theta = self.theta
         total = np.zeros(plan.n_units)
-        for begin in range(0, rows.used.size, 4096):
-            some = rows.used[begin : begin + 4096]
+        for begin in range(0, rows.used.size, _ROWS):
+            look()
+            some = rows.used[begin : begin + _ROWS]
             w = rows.weights[some].astype(np.float64)
             layers = net.activations(rows.X[some])
             for i in plan.sparse:

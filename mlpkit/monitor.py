@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -76,8 +77,11 @@ def hold_out(train: Examples, validation: Any, generator: np.random.Generator) -
     return train.take(np.sort(order[held:])), train.take(np.sort(order[:held]))
 
 
+_WORK = 1 << 29  # multiplications between two looks: some 20 ms
+
+
 class Monitor:
-    """Evaluates a network after each iteration.
+    """Evaluates a network after each iteration, some rows at a time, so that Ctrl-C need not wait for all of them.
 
     Parameters
     ----------
@@ -111,14 +115,25 @@ class Monitor:
             self._X, self._Y = real_array(of.X, "X"), real_array(of.Y, "Y")
             self._sample_weight = None if of.sample_weight is None else np.asarray(of.sample_weight, np.float64)
 
-    def __call__(self) -> dict[str, float]:
-        """Return what there is to put on record."""
+    def __call__(self, look: Callable[[], None]) -> dict[str, float]:
+        """Return what there is to put on record; `look` is called some times a second, and may raise."""
         found: dict[str, float] = {}
         if self._objective is not None:
-            losses = self._objective.per_example_loss(self._net.theta)
+            losses = self._objective.per_example_loss(self._net.theta, look)
             found["validation_loss"] = float(self._weights @ losses)
         if self._metrics:
-            outputs = self._net.predict(self._X)
+            outputs = self._predict(look)
             for name, metric in self._metrics:
+                look()
                 found[self._prefix + name] = metric(self._Y, outputs, self._sample_weight)
         return found
+
+    def _predict(self, look: Callable[[], None]) -> NDArray[Any]:
+        net = self._net
+        some = max(1024, _WORK // sum(n_in * n_out for n_in, n_out in pairwise(net.sizes)))
+        outputs = np.empty((len(self._X), net.sizes[-1]), net.dtype)
+        for begin in range(0, len(outputs), some):
+            look()
+            rows = slice(begin, begin + some)
+            net.predict(self._X[rows], out=outputs[rows])
+        return outputs

@@ -11,6 +11,7 @@ where they would take too much memory; both ways give the same bits. Division by
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -268,13 +269,13 @@ class Objective:
             self._hessian.product(point, direction, self._data, *weights, self._steepest, product)
         return product
 
-    def per_example_loss(self, theta: ArrayLike) -> NDArray[np.float64]:
-        """Return the loss of each example, without its weight: sum w_i loss_i / sum w is the data term.
+    def per_example_loss(self, theta: ArrayLike, look: Callable[[], None] = lambda: None) -> NDArray[np.float64]:
+        """Return the loss of each example, some at a time; `look` is called in between, and may raise.
 
         Returns
         -------
         ndarray of float64, shape (m,)
-            A number for each row of X as it was given, 0 where its weight is 0.
+            For each row of X as given, without its weight, 0 where that is 0: sum w_i loss_i / sum w is the data term.
 
         Examples
         --------
@@ -285,7 +286,7 @@ class Objective:
         """
         point = self._check_theta(theta)
         with self._exclusive:
-            return self._examples(point).losses()
+            return self._examples(point).losses(look)
 
     def per_example_gradient(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass
@@ -10,7 +11,9 @@ from typing import Any
 import numpy as np
 
 from mlpkit.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
+from mlpkit.checks import shown
 from mlpkit.data import fingerprint
+from mlpkit.durable import path_text
 from mlpkit.errors import InvalidArgumentError
 from mlpkit.loop import Loop
 from mlpkit.mlp import MLP
@@ -48,18 +51,20 @@ class Saver:
         }
 
     def to(self, path: str | os.PathLike[str]) -> Callable[[Loop], None]:
-        """Return a function that writes a checkpoint of a loop to `path`."""
+        """Return a function that writes a checkpoint of a loop to `path`.
+
+        Raises
+        ------
+        FileNotFoundError
+            If there is no folder for it: now, not after hours.
+        """
+        target = os.path.abspath(path_text(path))  # wherever the program may go in the meantime
+        if not os.path.isdir(os.path.dirname(target)):
+            raise FileNotFoundError(errno.ENOENT, "no folder for the checkpoint", os.fspath(path))
 
         def save(loop: Loop) -> None:
-            write_checkpoint(
-                path,
-                Checkpoint(
-                    config=self.net.config(),
-                    theta=self.training.theta,
-                    optimizer=self.training.snapshot(),
-                    loop={**loop.state(), **self.identity},
-                ),
-            )
+            theta, optimizer = loop.whole
+            write_checkpoint(target, Checkpoint(self.net.config(), theta, optimizer, {**loop.state(), **self.identity}))
 
         return save
 
@@ -96,6 +101,8 @@ def resume_from(resume: Any, checkpoint: Any, saver: Saver, loop: Loop) -> None:
         if not os.path.exists(checkpoint):
             return
         resume = checkpoint
+    elif not isinstance(resume, (str, bytes, os.PathLike)):
+        raise InvalidArgumentError(f"resume must be True, False or the path of a checkpoint; found {shown(resume)}")
     found = read_checkpoint(resume)
     expected = saver.net.config()
     for name in expected:
@@ -111,4 +118,7 @@ def resume_from(resume: Any, checkpoint: Any, saver: Saver, loop: Loop) -> None:
                 f"resume needs {what} as the run had: {found.loop.get(name)!r:.300}; found {value!r:.300}"
             )
     loop.restore(found.loop)
-    saver.training.restore(found.optimizer)
+    if loop.run.final is None:
+        raise InvalidArgumentError("resume needs a checkpoint with an iteration on record; found none")
+    saver.training.restore(found.optimizer, found.theta, loop.run.final)
+    loop.run.net.theta = saver.training.theta

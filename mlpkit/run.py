@@ -13,7 +13,7 @@ from mlpkit.history import History, Iteration
 if TYPE_CHECKING:
     from mlpkit.mlp import MLP
 
-__all__ = ["Callback", "Run", "check_callbacks"]
+__all__ = ["Callback", "Run", "check_callbacks", "settings_of"]
 
 
 class Run:
@@ -32,6 +32,8 @@ class Run:
         How many iterations (epochs) are planned in all, if the optimiser says.
     final : Iteration or None
         The record of the iteration that the parameters are of: the latest, unless an earlier one's were restored.
+    restored : bool
+        Whether they were.
     """
 
     def __init__(self, net: MLP, optimizer: Any, max_iter: int | None) -> None:
@@ -40,11 +42,13 @@ class Run:
         self.max_iter = max_iter
         self.history = History()
         self.final: Iteration | None = None
+        self.restored = False
 
     def restore(self, theta: NDArray[Any], record: Iteration) -> None:
         """Give the network the parameters of an earlier iteration; for ``on_end``."""
         self.net.theta = theta
         self.final = record
+        self.restored = True
 
 
 class Callback:
@@ -88,13 +92,30 @@ class _Function(Callback):
     """A plain function, called after each iteration."""
 
     def __init__(self, function: Callable[[Run], str | None]) -> None:
-        self._function = function
+        self.function = function
 
     def on_iteration(self, run: Run) -> str | None:
-        return self._function(run)
+        return self.function(run)
 
     def __repr__(self) -> str:
-        return repr(self._function)
+        return repr(self.function)
+
+
+def settings_of(callback: Any) -> str:
+    """Return what a callback is in words that are the same in another process: its repr has an address in it.
+
+    Examples
+    --------
+    >>> settings_of(Callback()), settings_of(check_callbacks([print])[0])
+    ('mlpkit.run.Callback', 'builtins.print')
+    """
+    if isinstance(callback, _Function):
+        named = callback.function if hasattr(callback.function, "__qualname__") else type(callback.function)
+    elif type(callback).__repr__ is not object.__repr__:
+        return repr(callback)
+    else:
+        named = type(callback)
+    return f"{named.__module__}.{named.__qualname__}"
 
 
 def check_callbacks(callbacks: Any) -> list[Any]:

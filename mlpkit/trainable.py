@@ -88,7 +88,8 @@ class Trainable:
             After how many iterations to write it, 10 by default, and at the end.
         resume : path-like or bool
             A checkpoint to go on from, with the same network, optimiser, data and callbacks, to the bit; True is the
-            file named by `checkpoint`, if it is there.
+            file named by `checkpoint`, if it is there. A training that a callback has ended stays so, unless that
+            callback's settings are others now.
         progress : bool
             Show a line that follows the training; needs the extra ``mlpkit[progress]``.
 
@@ -106,6 +107,8 @@ class Trainable:
             If `progress` is True and rich is not installed.
         ModelFormatError
             If `resume` is no checkpoint, or a damaged one.
+        OSError
+            If a checkpoint cannot be read or written; at once if its folder is missing.
 
         Examples
         --------

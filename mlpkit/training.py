@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import copy
 import os
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,7 +29,7 @@ from mlpkit.full_batch import FullBatch
 from mlpkit.history import FitResult
 from mlpkit.interrupts import interruptible
 from mlpkit.kernels.jit import blas_limited
-from mlpkit.loop import Loop, Stop
+from mlpkit.loop import INTERRUPTED, Loop, Stop
 from mlpkit.mlp import MLP
 from mlpkit.monitor import Examples, Monitor, hold_out
 from mlpkit.objective import Objective
@@ -91,8 +92,7 @@ def fit(
         if not isinstance(early_stopping, EarlyStopping):
             raise InvalidArgumentError(f"early_stopping must be an EarlyStopping or None; found {early_stopping!r}")
         told.append(early_stopping)
-    if check_flag(progress, "progress"):
-        told.append(Progress())
+    display = Progress() if check_flag(progress, "progress") else None
     if stochastic and keep_activations is not None:
         raise InvalidArgumentError(
             f"keep_activations must be None for a stochastic optimiser, whose batches are always kept; found "
@@ -110,14 +110,11 @@ def fit(
             data = Data(net, train.X, train.Y, train.sample_weight, class_weight, train.mask)
             training = StochasticTraining(net, data, chosen)
         else:
-            training = FullBatch(
-                chosen,
-                Objective(
-                    net, _with_noise(net, train.X), train.Y, train.sample_weight, keep_activations,
-                    class_weight=class_weight, mask=train.mask,
-                ),
-            )  # fmt: skip
-        loop = Loop(run, told, Monitor(run.net, train, held, metrics), max_seconds, max_evaluations)
+            noisy = partial(_with_noise, net, train.X)
+            weights = (train.sample_weight, keep_activations)
+            objective = Objective(net, noisy(), train.Y, *weights, class_weight=class_weight, mask=train.mask)
+            training = FullBatch(chosen, objective, noisy)
+        loop = Loop(run, told, Monitor(run.net, train, held, metrics), max_seconds, max_evaluations, display)
         if checkpoint is None and every is not None:
             raise InvalidArgumentError(f"every must be None where there is no checkpoint; found {every!r}")
         if checkpoint is not None or resume is not False:
@@ -128,13 +125,13 @@ def fit(
             resume_from(resume, checkpoint, saver, loop)
         data_fingerprint = fingerprint(X, Y)  # now, for it takes time that nobody has after Ctrl-C
         reason = _train(net, training, loop)
-    terms = training.terms if run.final is None or run.final is _last(run) else _terms(run.final)
+    terms = _terms(run.final) if run.restored else training.terms
     net.provenance = {
         "optimizer": repr(chosen)[:1000],
         "iterations": loop.iteration,
         "evaluations": loop.n_evaluations,
         "reason": reason,
-        "terms": terms,
+        "terms": {name: value if np.isfinite(value) else None for name, value in terms.items()},
         "seed": net.seed,
         "examples": training.n_examples,
         "data": data_fingerprint,
@@ -163,17 +160,28 @@ def _train(net: MLP, training: FullBatch | StochasticTraining, loop: Loop) -> st
     run = loop.run
     with interruptible(cancel) as loop.interrupt:
         try:
+            failure: BaseException | None = None
             try:
                 loop.begin()
                 reason = training.train(loop)
             except Stop as stop:
                 reason = str(stop)
+            except BaseException as error:
+                failure = error
+                raise
             finally:
-                run.net.theta = training.theta
-                loop.end(whole=training.whole)
+                theta = training.theta
+                if np.isfinite(theta).all():  # as they are but in the middle of what a second Ctrl-C has cut short
+                    run.net.theta = theta
+                try:
+                    loop.end()
+                except Exception as error:
+                    if failure is None:
+                        raise
+                    failure.add_note(f"and then, at the end of training: {type(error).__name__}: {error}")
         finally:
             net.theta = run.net.theta
-    return reason
+    return INTERRUPTED if loop.interrupt.pending else reason
 
 
 def partial_fit(
@@ -202,17 +210,17 @@ def partial_fit(
     training = StochasticTraining(net, Data(net, X, Y, sample_weight, class_weight, mask), chosen)
     known, state = net.partial_state
     if known == chosen:
-        training.restore({**state, "theta": net.theta.astype(np.float64), "iteration": 0})
+        training.restore({**state, "theta": net.theta.astype(np.float64), "iteration": 0}, None, None)
     with blas_limited():
-        run = Run(copy.copy(net), chosen, 1)
-        loop = Loop(run, [], dict)
+        loop = Loop(Run(copy.copy(net), chosen, 1), [], lambda heed: {})
         training.max_epochs = 1
         reason = _train(net, training, loop)
+    if loop.iteration:
+        net.partial_state = (chosen, training.state())
+    if reason == INTERRUPTED:
+        raise KeyboardInterrupt
     if not loop.iteration:
-        if loop.interrupt.pending:
-            raise KeyboardInterrupt
         raise InvalidArgumentError(f"optimizer {chosen!r}: {reason}")
-    net.partial_state = (chosen, training.snapshot())
     return training.terms
 
 
@@ -232,10 +240,6 @@ def _refuse_dropout(net: MLP) -> None:
             raise InvalidArgumentError(
                 f"optimizer must be a stochastic one, such as Adam(), for a network with dropout (layer {number})"
             )
-
-
-def _last(run: Run) -> Any:
-    return run.history[-1] if run.history else None
 
 
 def _terms(record: Any) -> dict[str, float]:
