@@ -5,6 +5,7 @@ does not understand is an error that names it, never left out.
 """
 
 from mlpkit.interop.conversion import Conversion
+from mlpkit.interop.keras import from_keras, to_keras
 from mlpkit.interop.matlab import from_matlab, to_matlab
 from mlpkit.interop.notes_order import from_notes_order, to_notes_order
 from mlpkit.interop.onnx import to_onnx
@@ -14,12 +15,14 @@ from mlpkit.interop.torch import from_torch, parameter_groups, to_torch
 
 __all__ = [
     "Conversion",
+    "from_keras",
     "from_matlab",
     "from_notes_order",
     "from_safetensors",
     "from_sklearn",
     "from_torch",
     "parameter_groups",
+    "to_keras",
     "to_matlab",
     "to_notes_order",
     "to_onnx",

@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from mlpkit import activations as known
 from mlpkit.activations import Activation
 from mlpkit.checks import shown
+from mlpkit.direct_hdf5 import first_non_finite
 from mlpkit.errors import InvalidArgumentError
 from mlpkit.layers import Dense, Input
 from mlpkit.losses import Loss
 from mlpkit.mlp import MLP, check_network
-from mlpkit.model_layout import first_non_finite
 
 __all__ = [
     "Linear",
@@ -41,12 +41,15 @@ class Linear(NamedTuple):
         The matrix.
     b : ndarray, shape (n_out,), or None
         The biases, if it has any.
+    transposed : bool
+        Whether the other system has the matrix the other way round.
     """
 
     W_name: str
     b_name: str
     W: NDArray[Any]
     b: NDArray[Any] | None
+    transposed: bool = False
 
 
 def given_activations(found: Any, n_layers: int) -> list[Activation]:
@@ -112,20 +115,22 @@ def assemble(
     net = MLP(layers, loss=loss, weight_decay=weight_decay, dtype=dtype)
     lines = []
     for number, (part, W, b) in enumerate(zip(stack, net.weights, net.biases, strict=True), start=1):
-        W[:] = _finite(part.W, part.W_name, fail)
-        lines.append(f"{part.W_name} {part.W.shape} {dtype} -> W^({number})")
+        theirs, turned = (part.W.T, ", transposed") if part.transposed else (part.W, "")
+        _check_finite(theirs, part.W_name, fail)
+        W[:] = part.W
+        lines.append(f"{part.W_name} {theirs.shape} {dtype} -> W^({number}){turned}")
         if part.b is not None:
-            b[:] = _finite(part.b, part.b_name, fail)
+            _check_finite(part.b, part.b_name, fail)
+            b[:] = part.b
             lines.append(f"{part.b_name} {part.b.shape} {dtype} -> b^({number})")
     return net, lines
 
 
-def _finite(array: NDArray[Any], name: str, fail: Callable[[str, str], NoReturn]) -> NDArray[Any]:
+def _check_finite(array: NDArray[Any], name: str, fail: Callable[[str, str], NoReturn]) -> None:
     finite = np.isfinite(array)
     if not finite.all():
         index = tuple(int(i) for i in np.argwhere(~finite)[0])
         fail(f"{name}{list(index)}", f"expected finite numbers, found {array[index]}")
-    return array
 
 
 def check_exportable(net: Any) -> MLP:
