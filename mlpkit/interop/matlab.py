@@ -55,6 +55,8 @@ _HEADER_BYTES = 116
 _MOST_BYTES = 2**31 - 1  # of a variable
 _PART = re.compile(r"[Wb][1-9][0-9]{0,5}")
 _ALL = "mlpkit"  # the variable that says all that the others do not
+_DOCUMENT = b'{"version": "%b", "config": %b, "metadata": %b, "provenance": %b}'
+_VERSION = b"1.0"
 
 
 def to_matlab(net: MLP, path: str | os.PathLike[str]) -> Conversion:
@@ -117,7 +119,7 @@ def to_matlab(net: MLP, path: str | os.PathLike[str]) -> Conversion:
     }
     mapped += [f"{name} -> {name}" for name in ("sizes", "activations", "loss", "weight_decay")]
     metadata, provenance = (to_json(getattr(net, name), f"net.{name}") for name in ("metadata", "provenance"))
-    variables[_ALL] = (b'{"config": %b, "metadata": %b, "provenance": %b}' % (config, metadata, provenance)).decode()
+    variables[_ALL] = (_DOCUMENT % (_VERSION, config, metadata, provenance)).decode()
     mapped.append("all of config(), metadata and provenance -> mlpkit, JSON")
     buffer = io.BytesIO()
     scipy.io.savemat(buffer, variables)
@@ -213,8 +215,10 @@ def _kind_of(vector: str) -> Callable[[str], str | None]:
 def _ours(variables: dict[str, Any]) -> tuple[MLP, list[str]]:
     """Return the network that `to_matlab` wrote, with the parameters that are in the file now."""
     document = parse_json("\n".join(variables.pop(_ALL)).encode(), _ALL)
-    if not isinstance(document, dict) or set(document) != {"config", "metadata", "provenance"}:
-        refuse(_ALL, "expected an object of config, metadata and provenance")
+    if not isinstance(document, dict) or set(document) != {"version", "config", "metadata", "provenance"}:
+        refuse(_ALL, "expected an object of version, config, metadata and provenance")
+    if document["version"] != _VERSION.decode():
+        refuse(_ALL, f"expected version {_VERSION.decode()}, found {shown(document['version'])}")
     for name, expected in (("metadata", dict), ("provenance", dict | None)):
         if not isinstance(document[name], expected):
             refuse(f"mlpkit: {name}", f"expected an object, found {shown(document[name])}")

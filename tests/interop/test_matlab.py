@@ -100,9 +100,9 @@ def test_parameters_that_were_changed_in_matlab_are_taken(tmp_path):
         ({"b1": np.zeros((2, 1), np.float32)}, "b1: the variable mlpkit says float64 .*, found float32"),
         ({"W3": np.zeros((2, 2))}, "W3: the configuration in the variable mlpkit has no place for it"),
         ({"theta": np.zeros((9, 1))}, "theta: the configuration in the variable mlpkit has no place for it"),
-        ({"mlpkit": "{}"}, "mlpkit: expected an object of config, metadata and provenance"),
+        ({"mlpkit": "{}"}, "mlpkit: expected an object of version, config, metadata and provenance"),
         ({"mlpkit": "{"}, "mlpkit: not valid JSON"),
-        ({"mlpkit": np.array(["{", "}"])}, "mlpkit: expected an object of config"),
+        ({"mlpkit": np.array(["{", "}"])}, "mlpkit: expected an object of version"),
     ],
 )
 def test_variables_that_contradict_the_configuration_are_refused(changes, reason, tmp_path):
@@ -117,6 +117,7 @@ def test_variables_that_contradict_the_configuration_are_refused(changes, reason
         ("provenance", [], "mlpkit: provenance: expected an object"),
         ("metadata", None, "mlpkit: metadata: expected an object"),
         ("config", {}, "/config"),
+        ("version", "2.0", r"mlpkit: expected version 1\.0, found '2\.0'"),
     ],
 )
 def test_a_document_of_another_kind_is_refused(entry, value, reason, tmp_path):
