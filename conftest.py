@@ -1,6 +1,6 @@
 """What is not collected: tests of what PyTorch reads and writes, where it is not installed, as it takes gigabytes.
 
-``make test GROUPS="dev torch"``, which CI runs, installs it.
+``make test INSTALL_GROUPS="dev torch"``, which CI runs, installs it.
 """
 
 from importlib.util import find_spec
