@@ -275,7 +275,9 @@ class MiniBatches:
         optimizer = self._optimizer
         times = np.arange(self.step + 1, self.step + count + 1)
         rates = np.empty((count, 3))
-        rates[:, 0] = rates_at(optimizer.learning_rate, self.step, count, self.steps_an_epoch)  # type: ignore[attr-defined]
+        # Not self.step: for `partial_fit`, epochs may differ in length.
+        began = self.epoch * self.steps_an_epoch + self.step - first
+        rates[:, 0] = rates_at(optimizer.learning_rate, began, count, self.steps_an_epoch)  # type: ignore[attr-defined]
         rates[:, 1], rates[:, 2] = optimizer.corrections(times)
         seeds = self._dropout_seed + times if self._drops else times[:0]
         with np.errstate(over="ignore"):  # a rate beyond float32 makes the step fail, and that is said
