@@ -196,8 +196,7 @@ class Training:
         keep = self.optimizer.rho_hat_momentum
         if keep is not None:
             means = [
-                None if now is None else keep * r + (1 - keep) * now
-                for r, now in zip(self.running, means, strict=True)
+                None if now is None else keep * r + (1 - keep) * now for r, now in zip(self.running, means, strict=True)
             ]
             self.running = means
         share = (w / (batch.size * self.mean_weight))[:, np.newaxis]
