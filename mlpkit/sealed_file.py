@@ -155,7 +155,8 @@ def _read_hashed(file: FileIO, length: int) -> tuple[PagedFile, str]:
         return block
 
     digest, starts = hashlib.sha256(), range(0, length, _BLOCK)
-    with ThreadPoolExecutor(_READERS) as pool:
+    pool = ThreadPoolExecutor(_READERS)
+    try:
         try:
             blocks = pool.map(read, starts)
         except RuntimeError:  # as Python exits, or beyond the system's limit of threads
@@ -163,6 +164,8 @@ def _read_hashed(file: FileIO, length: int) -> tuple[PagedFile, str]:
             blocks = map(read, starts)
         for start, block in zip(starts, blocks, strict=True):
             digest.update(block[max(0, SEAL_BYTES - start) :])
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)  # after an error or Ctrl-C nothing more is read
     return image, digest.hexdigest()
 
 
