@@ -2,8 +2,8 @@
 
 Run in the project's own environment: python benchmarks/model_files.py [--parameters 100000000] [--folder DIR]. Each
 round copies and saves to a name that is free, saves over a file (which gives the old one's room back) and loads; what
-is printed are medians, and each as a part of the copy's speed. The peak of memory is that of a process of its own, beyond
-what it had before, as a multiple of the parameters' bytes; for saving, the parameters themselves are counted.
+is printed are medians, and each as a part of the copy's speed. The peak of memory is that of a process of its own,
+beyond what it had before, as a multiple of the parameters' bytes; for saving, the parameters themselves are counted.
 """
 
 from __future__ import annotations
