@@ -1,9 +1,9 @@
 """Saving and loading a network of a hundred million parameters, beside a plain copy of the same file with fsync.
 
 Run in the project's own environment: python benchmarks/model_files.py [--parameters 100000000] [--folder DIR]. Each
-round copies, saves and loads; what is printed are medians, and each as a part of the copy's speed. The peak of memory
-is that of a process of its own, beyond what it had before, as a multiple of the parameters' bytes; for saving, the
-parameters themselves are counted.
+round copies and saves to a name that is free, saves over a file (which gives the old one's room back) and loads; what
+is printed are medians, and each as a part of the copy's speed. The peak of memory is that of a process of its own,
+beyond what it had before, as a multiple of the parameters' bytes; for saving, the parameters themselves are counted.
 """
 
 from __future__ import annotations
@@ -101,11 +101,13 @@ def main():
         net = network(options.parameters)
         n_bytes = net.theta.nbytes
         net.save(path)
-        seconds = {"copy": [], "save": [], "load": []}
+        seconds = {"copy": [], "save": [], "save over": [], "load": []}
         for _ in range(options.rounds):
             (folder / "copy.h5").unlink(missing_ok=True)
             seconds["copy"].append(timed(copy, path, folder / "copy.h5")[0])
+            path.unlink()
             seconds["save"].append(timed(net.save, path)[0])
+            seconds["save over"].append(timed(net.save, path)[0])
             took, back = timed(mlpkit.load, path)
             seconds["load"].append(took)
             del back
@@ -116,9 +118,11 @@ def main():
         print(f"{n_bytes / 1e6:.0f} MB of parameters; rounds: {options.rounds}")
         for what, times in seconds.items():
             median = statistics.median(times)
-            line = f"{what}  {median:6.2f} s ({min(times):.2f} to {max(times):.2f})  {n_bytes / median / 1e9:5.2f} GB/s"
+            line = f"{what:9} {median:.2f} s ({min(times):.2f} to {max(times):.2f})  {n_bytes / median / 1e9:5.2f} GB/s"
             if what != "copy":
-                line += f"  {plain / median:5.2f} of a copy's speed  memory {memory[what]:5.2f} times the parameters"
+                line += f"  {plain / median:5.2f} of a copy's speed"
+            if what in memory:
+                line += f"  memory {memory[what]:5.2f} times the parameters"
             print(line)
 
 

@@ -32,14 +32,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlpkit.descent import State
-from mlpkit.direct_hdf5 import ARRAY, DTYPES, Layout, first_non_finite, move_numbers, opened, read_document
+from mlpkit.direct_hdf5 import ARRAY, DTYPES, Layout, first_non_finite, numbers_at, opened, read_document
 from mlpkit.durable import path_text, replacing
 from mlpkit.errors import InvalidArgumentError, ModelFormatError
 from mlpkit.model_config import config_json, parameter_shapes
 from mlpkit.model_layout import OBJECTIVE
 from mlpkit.sealed_file import CHECKPOINT, MAX_FILE_BYTES, read_sealed, write_sealed
 from mlpkit.state_layout import ArraySpec, lay_out_state, plan_state, read_index
-from mlpkit.strict_hdf5 import Encoding, Extent, StrictReader, naming, refuse, warn_of_ignored
+from mlpkit.strict_hdf5 import Encoding, StrictReader, naming, refuse, warn_of_ignored
 from mlpkit.system import versions
 
 __all__ = [
@@ -329,18 +329,15 @@ def _read(path: str) -> _Found:
             indices = {name: read_index(reader, image, f"/{name}") for name in _STATES}
             reader.check_extents()
         # From here on the arrays are known to fit the file together.
-        theta = np.empty(n_parameters, dtype)
-        moves: list[tuple[Extent, NDArray[Any]]] = [(extent, theta)]
+        theta = numbers_at(image, extent, dtype)
         states: dict[str, dict[str, Any]] = {}
         for state, (index, extents) in indices.items():
             values = states[state] = {}
             for name, entry in index.items():
                 if isinstance(entry, ArraySpec):
-                    values[name] = np.empty(entry.shape, entry.dtype)
-                    moves.append((extents[name], values[name].reshape(-1)))
+                    values[name] = numbers_at(image, extents[name], entry.dtype).reshape(entry.shape)
                 else:
                     values[name] = entry
-        move_numbers(image, moves)
         if (bad := first_non_finite(theta)) is not None:
             refuse(f"/theta[{bad}]", f"expected finite numbers, found {theta[bad]}")
     return _Found(Checkpoint(config, theta, **states), version, image.size, texts["writer"], reader.ignored)

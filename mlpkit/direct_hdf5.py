@@ -2,13 +2,13 @@
 
 On writing the library gives every array its place in the file, in a skeleton of which no number is written, and the
 numbers go there straight from memory, without a second copy. On reading it says where they lie, once `StrictReader` has
-found nothing wrong, and they are taken from there. Documents in JSON are small, and are written by the library.
+found nothing wrong, and there they stay: the arrays are views of the memory that the file was read into. Documents in
+JSON are small, and are written by the library.
 """
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -22,13 +22,14 @@ from mlpkit.sealed_file import SEAL_BYTES
 from mlpkit.strict_hdf5 import Encoding, Extent, StrictReader, refuse
 from mlpkit.strict_json import MAX_JSON_BYTES, parse_json
 
-__all__ = ["ARRAY", "DTYPES", "Layout", "first_non_finite", "move_numbers", "opened", "read_document"]
+__all__ = ["ARRAY", "DTYPES", "Layout", "first_non_finite", "joined_numbers", "numbers_at", "opened", "read_document"]
 
 DTYPES = {"float64": h5py.h5t.IEEE_F64LE, "float32": h5py.h5t.IEEE_F32LE}
 ARRAY = Encoding("mlpkit.array", 1, 0)
 _JSON = Encoding("mlpkit.json", 1, 0)
 
 _SKELETON_PAGE = 4096
+_ALIGNED = 64  # bytes of the file: what a reader finds at such places in memory is aligned there too
 _BLOCK = 2**17  # numbers looked at in one go: what fits the cache
 
 
@@ -56,7 +57,14 @@ class Layout:
     def __init__(self, root: Encoding, texts: dict[str, str]) -> None:
         self._skeleton = PagedFile(_SKELETON_PAGE)
         self._arrays: list[tuple[int, NDArray[Any]]] = []  # place in the file, numbers
-        self._file = h5py.File(self._skeleton, "w", userblock_size=SEAL_BYTES, libver=("v108", "v108"))
+        self._file = h5py.File(
+            self._skeleton,
+            "w",
+            userblock_size=SEAL_BYTES,
+            libver=("v108", "v108"),
+            alignment_threshold=1,
+            alignment_interval=_ALIGNED,
+        )
         _describe(self._file, root)
         for name, text in texts.items():
             self._file.attrs[name] = np.bytes_(text.encode("ascii", "replace"))
@@ -130,22 +138,33 @@ def read_document(reader: StrictReader, image: PagedFile, element: str) -> Any:
     return parse_json(b"".join(image.pieces(extent.start, extent.stop)), element)
 
 
-def move_numbers(image: PagedFile, moves: Iterable[tuple[Extent, NDArray[Any]]]) -> None:
-    """Move numbers from where they lie in the file to arrays, contiguous vectors of as many bytes.
+def numbers_at(image: PagedFile, extent: Extent, dtype: str) -> NDArray[Any]:
+    """Return the numbers that lie somewhere in a file of one page, a vector: where they are, if they are aligned there.
 
-    The file's pages are given back on the way, so that file and arrays together never take twice the memory.
+    Such arrays keep the memory of the whole file.
     """
-    released = 0
-    for extent, numbers in sorted(moves, key=lambda move: move[0]):
-        target, first, position = numbers.view(np.uint8), 0, extent.start
-        for piece in image.pieces(extent.start, extent.stop):
-            target[first : first + len(piece)] = piece
-            first, position = first + len(piece), position + len(piece)
-            for number in range(released, position // image.page_bytes):
-                image.release(number)
-            released = max(released, position // image.page_bytes)
-        if sys.byteorder == "big":
-            numbers.byteswap(inplace=True)
+    stored = image.page(0)[extent.start : extent.stop].view(np.dtype(dtype).newbyteorder("<"))
+    return np.require(stored, dtype, "A")
+
+
+def joined_numbers(image: PagedFile, extents: Sequence[Extent], dtype: str) -> NDArray[Any]:
+    """Return the numbers of several datasets as one vector, for which the file, of one page, is given up.
+
+    Where they follow one another in the file, as in one written here, they are moved together over what little lies
+    between them. Only others need memory of their own.
+    """
+    page, n_bytes = image.page(0), sum(stop - start for start, stop, _ in extents)
+    if list(extents) == sorted(extents):
+        first = extents[0].start // _ALIGNED * _ALIGNED
+        target, origin = page[first : first + n_bytes], first
+    else:
+        target, origin = np.empty(n_bytes, np.uint8), None
+    place = 0
+    for start, stop, _ in extents:
+        if origin is None or origin + place != start:
+            target[place : place + stop - start] = page[start:stop]
+        place += stop - start
+    return target.view(np.dtype(dtype).newbyteorder("<")).astype(dtype, copy=False)
 
 
 def first_non_finite(numbers: NDArray[Any]) -> int | None:

@@ -107,8 +107,8 @@ def load(path: str | os.PathLike[str]) -> MLP:
     ----------
     path : str or path-like
         The file. It is checked against the whole specification, its digest first; nothing in it is executed and no
-        other file is opened on its behalf. Memory stays within about twice the file's size, and within the parameters
-        and 128 MiB where the file is a large one that `save` wrote.
+        other file is opened on its behalf. Memory stays within about twice the file's size, and within about the size
+        itself where `save` wrote it: the parameters stay where they were read.
 
     Returns
     -------
@@ -155,7 +155,7 @@ def load(path: str | os.PathLike[str]) -> MLP:
         net, unknown = build(contents.config, newer=version > MODEL.version)
         if net.n_parameters != contents.n_parameters:
             refuse("/config", f"stands for {net.n_parameters} parameters, the file has {contents.n_parameters}")
-        read_numbers(image, contents, net.theta)
+        net._hold(read_numbers(image, contents))
     net.metadata, net.provenance = contents.metadata, contents.provenance
     warn_of_ignored(text, version, [*contents.ignored, *unknown])
     return net
@@ -222,7 +222,7 @@ def describe(path: str | os.PathLike[str]) -> ModelInfo:
     with naming(text):
         image, version = read_sealed(text, MODEL)
         contents: Contents = read_contents(image, version)
-        read_numbers(image, contents, np.zeros(contents.n_parameters, contents.dtype))
+        read_numbers(image, contents)
     return ModelInfo(
         format_version=f"{version[0]}.{version[1]}",
         file_bytes=image.size,

@@ -15,7 +15,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from mlpkit.direct_hdf5 import ARRAY, DTYPES, Layout, first_non_finite, move_numbers, opened, read_document
+from mlpkit.direct_hdf5 import ARRAY, DTYPES, Layout, first_non_finite, joined_numbers, opened, read_document
 from mlpkit.model_config import LayerShape, parameter_shapes
 from mlpkit.paged_file import PagedFile
 from mlpkit.sealed_file import MODEL
@@ -139,17 +139,17 @@ def _read_file(file: h5py.File, image: PagedFile, version: tuple[int, int]) -> C
     return Contents(version, texts["writer"], config, metadata, provenance, dtype, places, reader.ignored)
 
 
-def read_numbers(image: PagedFile, contents: Contents, theta: NDArray[Any]) -> None:
-    """Move all parameters from the file to `theta`, a contiguous array of their dtype, and check that they are finite.
+def read_numbers(image: PagedFile, contents: Contents) -> NDArray[Any]:
+    """Return all parameters as one vector, theta, once they are found finite.
 
-    See `mlpkit.direct_hdf5.move_numbers` for the memory that it takes.
+    The file is given up for them, see `mlpkit.direct_hdf5.joined_numbers`.
     """
-    first, parts = 0, []
+    theta = joined_numbers(image, [extent for _, extent in contents.arrays], contents.dtype)
+    first = 0
     for array, _ in contents.arrays:
-        parts.append(theta[first : first + array.size])
-        first += array.size
-    move_numbers(image, [(extent, part) for (_, extent), part in zip(contents.arrays, parts, strict=True)])
-    for (array, _), part in zip(contents.arrays, parts, strict=True):
+        part = theta[first : first + array.size]
         if (bad := first_non_finite(part)) is not None:
             index = [int(i) for i in np.unravel_index(bad, array.shape)]
             refuse(f"{array.element}{index}", f"expected finite numbers, found {part[bad]}")
+        first += array.size
+    return theta

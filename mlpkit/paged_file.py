@@ -1,4 +1,4 @@
-"""A file in memory, in pages: what nobody wrote takes no memory, and what is done with can be given back."""
+"""A file in memory, in pages: what nobody wrote takes no memory."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class PagedFile(io.RawIOBase):
     r"""A binary file whose content lies in pages of equal size; a page that is absent reads as zeros.
 
     The HDF5 library reads and writes it like any other file object. A model file is laid out in one before it is
-    written, its parameters left out, so that they need no second copy; and read into one, whole, to be checked.
+    written, its parameters left out, so that they need no second copy; and read into one, of one page, to be checked.
 
     Parameters
     ----------
@@ -49,10 +49,6 @@ class PagedFile(io.RawIOBase):
             if n_bytes is not None:
                 self.size = max(self.size, number * self.page_bytes + n_bytes)
         return found
-
-    def release(self, number: int) -> None:
-        """Give a page's memory back; it reads as zeros from now on."""
-        self._pages.pop(number, None)
 
     def pieces(self, start: int, stop: int) -> Iterator[memoryview]:
         """Yield the bytes from `start` to `stop`, page by page."""

@@ -5,8 +5,9 @@ numbers; and with it, no byte reaches the HDF5 library of a file that was damage
 whoever forges a file can compute it. The layout of the block is part of the format, see ``docs/model-format.md``.
 
 Reading goes through memory: the bytes that were hashed are the bytes that are parsed, whatever happens to the file
-meanwhile. Writing does not: the numbers go from their arrays straight into the file, which a thread reads back, and
-hashes, while it is being written.
+meanwhile. Writing goes through a few small buffers, for what is hashed must be what is written, whatever happens to the
+numbers meanwhile. Either goes on in several threads: some read or write while one hashes, and while more is written
+another waits for the disk.
 
 There are two kinds of sealed files, models and checkpoints, told apart by the first line and each of its own version.
 """
@@ -17,9 +18,11 @@ import hashlib
 import os
 import re
 import stat
+from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from io import FileIO
+from itertools import cycle
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -35,8 +38,11 @@ MAX_FILE_BYTES = 64 * 1024**3
 
 _LINE_ENDS = b"\r\n\x1a\n"  # which a transfer in text mode changes
 _HDF5 = b"\x89HDF\r\n\x1a\n"
-_PAGE = 64 * 1024**2  # given back one by one while numbers move to their arrays: large enough to be memory of its own
-_BLOCK = 4 * 1024**2  # read, hashed and written at a time
+_BLOCK = 1024**2  # read, hashed and written at a time
+_ANY_ORDER = hasattr(os, "preadv")  # not on Windows
+_READERS = 2 if _ANY_ORDER else 1  # for to read is to be given memory, which takes longer than to hash
+_AHEAD = 8  # blocks that may be written before they are hashed, each in a buffer of its own
+_SYNCED = 64 * 1024**2  # handed on to the disk at a time, while more is written
 
 
 class Kind(NamedTuple):
@@ -138,19 +144,43 @@ def _fill(file: FileIO, buffer: memoryview) -> int:
 
 
 def _read_hashed(file: FileIO, length: int) -> tuple[PagedFile, str]:
-    """Read a whole file of `length` bytes, hashing what follows the seal in a thread while more is read."""
-    image = PagedFile(min(_PAGE, length))
-    digest = hashlib.sha256()
-    file.seek(0)
-    with _InOrder() as hashing:
-        for start in range(0, length, _BLOCK):
-            number, offset = divmod(start, image.page_bytes)
-            page = image.page(number, min(image.page_bytes, length - number * image.page_bytes))
-            block = page[offset : offset + _BLOCK].data
-            if _fill(file, block) != len(block):
-                refuse("file", "became shorter while it was read")
-            hashing.do(digest.update, block[max(0, SEAL_BYTES - start) :])
+    """Read a whole file of `length` bytes in threads, hashing what follows the seal meanwhile."""
+    image = PagedFile(length)  # in one page, where the numbers can stay
+    whole = image.page(0, length).data
+
+    def read(start: int) -> memoryview:
+        block = whole[start : start + _BLOCK]
+        if _fill_at(file, block, start) != len(block):
+            refuse("file", "became shorter while it was read")
+        return block
+
+    digest, starts = hashlib.sha256(), range(0, length, _BLOCK)
+    pool = ThreadPoolExecutor(_READERS)
+    try:
+        try:
+            blocks = pool.map(read, starts)
+        except RuntimeError:  # as Python exits, or beyond the system's limit of threads
+            pool.shutdown(wait=True, cancel_futures=True)  # no thread may still write into what is hashed
+            blocks = map(read, starts)
+        for start, block in zip(starts, blocks, strict=True):
+            digest.update(block[max(0, SEAL_BYTES - start) :])
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)  # after an error or Ctrl-C nothing more is read
     return image, digest.hexdigest()
+
+
+def _fill_at(file: FileIO, buffer: memoryview, position: int) -> int:
+    """Read from a position, in any thread where the system can do that, else in the only one; see `_fill`."""
+    if not _ANY_ORDER:
+        file.seek(position)
+        return _fill(file, buffer)
+    filled = 0
+    while filled < len(buffer):
+        count = os.preadv(file.fileno(), [buffer[filled:]], position + filled)
+        if not count:
+            break
+        filled += count
+    return filled
 
 
 def _read_seal(head: bytes, kind: Kind) -> tuple[tuple[int, int], int]:
@@ -192,48 +222,51 @@ def _read_seal(head: bytes, kind: Kind) -> tuple[tuple[int, int], int]:
 def write_sealed(file: FileIO, kind: Kind, content: Iterable[memoryview]) -> None:
     """Write a whole file of a kind: `content`, in pieces, after the seal that it calls for.
 
-    `content` begins where the seal ends. Each piece is looked at once, so that the digest is that of the bytes in the
-    file even if somebody changes a network while it is saved.
+    `content` begins where the seal ends. Each piece is looked at once, to copy it into a buffer that is hashed and
+    written: so the digest is that of the bytes in the file even if somebody changes a network while it is saved.
     """
     write_all(file, bytes(SEAL_BYTES))
-    length = SEAL_BYTES
+    length, synced = SEAL_BYTES, 0
     digest = hashlib.sha256()
-    buffer = np.empty(_BLOCK, np.uint8).data
-    with open(file.name, "rb", buffering=0) as reader, _InOrder() as hashing:
-        reader.seek(SEAL_BYTES)
+    buffers = cycle([np.empty(_BLOCK, np.uint8) for _ in range(_AHEAD)])
+    with _InOrder(_AHEAD - 1) as hashing, _InOrder() as syncing:
         for piece in content:
-            data = piece.cast("B")
-            for start in range(0, len(data), _BLOCK):
-                block = data[start : start + _BLOCK]
-                write_all(file, block)
-                length += len(block)
-                hashing.do(_hash_next, digest, reader, buffer[: len(block)])
-        if length > _PAGE:
-            os.fsync(file.fileno())  # most of the work, done while the rest is hashed
+            data = np.frombuffer(piece, np.uint8)
+            for start in range(0, data.size, _BLOCK):
+                part = data[start : start + _BLOCK]
+                block = next(buffers)[: part.size]  # of which the call has ended that was to hash it
+                block[:] = part
+                hashing.do(digest.update, block.data)
+                write_all(file, block.data)
+                length += block.size
+                if length - synced >= _SYNCED:
+                    synced = length
+                    syncing.do(os.fsync, file.fileno())
     file.seek(0)
     write_all(file, seal(kind, length, digest.hexdigest()))
-
-
-def _hash_next(digest: Any, reader: FileIO, buffer: memoryview) -> None:
-    """Read as much as the buffer holds, which has just been written, and hash it."""
-    if _fill(reader, buffer) != len(buffer):
-        raise OSError(f"{len(buffer)} bytes were written that cannot be read back")
-    digest.update(buffer)
 
 
 class _InOrder:
     """Does calls one after another in a thread of its own, or at once where no thread can be started any more.
 
     Leaving the block waits for all of them and raises the first error among them.
+
+    Parameters
+    ----------
+    at_most : int, optional
+        Calls that may be waiting or running: one more waits until the first of them has ended.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, at_most: int | None = None) -> None:
         self._pool = ThreadPoolExecutor(1)
-        self._futures: list[Future[None]] = []
+        self._futures: deque[Future[None]] = deque()
+        self._at_most = at_most
         self._threads = True
 
     def do(self, function: Callable[..., None], *arguments: Any) -> None:
         """Call a function soon."""
+        if len(self._futures) == self._at_most:
+            self._futures.popleft().result()
         if self._threads:
             try:
                 self._futures.append(self._pool.submit(function, *arguments))

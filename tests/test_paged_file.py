@@ -53,14 +53,6 @@ def test_what_nobody_wrote_takes_no_memory():
     assert peak < 50_000
 
 
-def test_a_page_that_is_given_back_reads_as_zeros():
-    file = PagedFile(4)
-    file.write(b"abcdefgh")
-    file.release(0)
-    file.seek(0)
-    assert file.read(8) == b"\0\0\0\0efgh"
-
-
 @pytest.mark.parametrize("data", [b"ab", bytearray(b"ab"), memoryview(b"ab"), np.frombuffer(b"ab", np.int16)])
 def test_it_takes_any_bytes(data):
     file = PagedFile(4)

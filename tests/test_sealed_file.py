@@ -1,8 +1,13 @@
 """The seal of a model file: what is damaged, truncated, newer or something else is refused before HDF5 sees it."""
 
+import errno
+import hashlib
+import io
 import os
+import time
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 from forging import MAGIC, seal
@@ -147,16 +152,15 @@ def test_the_size_cap_is_kept_by_save_and_load(tmp_path, model, monkeypatch):
 # ------------------------------------------------------------------------------ blocks and threads
 
 
-@pytest.fixture(params=[(64, 64), (4096, 1000), (1024, 1024), (2**20, 7)])
+@pytest.fixture(params=[(64, 2, 64), (1000, 3, 1), (1024, 8, 4096), (7, 3, 1000)])
 def _sizes(request, monkeypatch):
-    """Pages and blocks of odd sizes, many to a file; a page holds whole blocks."""
-    page, block = request.param
-    monkeypatch.setattr(sealed_file, "_PAGE", page // block * block)
-    monkeypatch.setattr(sealed_file, "_BLOCK", block)
+    """Blocks of odd sizes, many to a file; few of them ahead of the hash, and the disk asked often."""
+    for name, value in zip(("_BLOCK", "_AHEAD", "_SYNCED"), request.param, strict=True):
+        monkeypatch.setattr(sealed_file, name, value)
 
 
 @pytest.mark.usefixtures("_sizes")
-def test_pages_and_blocks_of_any_size(tmp_path):
+def test_blocks_of_any_size(tmp_path):
     net = MLP([Input(40), Dense(30, "sigmoid"), Dense(20, "tanh", bias=False), Dense(1, "identity")], seed=0)
     net.save(tmp_path / "model.h5")
     image = (tmp_path / "model.h5").read_bytes()
@@ -164,21 +168,92 @@ def test_pages_and_blocks_of_any_size(tmp_path):
     assert mlpkit.load(tmp_path / "model.h5").theta.tobytes() == net.theta.tobytes()
 
 
-def test_pages_are_given_back(tmp_path, model, monkeypatch):
-    monkeypatch.setattr(sealed_file, "_PAGE", 4096)
-    monkeypatch.setattr(sealed_file, "_BLOCK", 4096)
-    net = MLP([Input(100), Dense(100, "sigmoid")], seed=0)
+def test_an_error_of_the_disk_while_more_is_written_is_not_lost(tmp_path, model, monkeypatch):
+    """The system tells it once, to whoever asks first."""
+    monkeypatch.setattr(sealed_file, "_BLOCK", 64)
+    monkeypatch.setattr(sealed_file, "_SYNCED", 64)
+    before, told = model.read_bytes(), []
+
+    def fsync(descriptor):
+        if not told:
+            told.append(descriptor)
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(OSError, match="the file there is as it was"):
+        small_net(seed=2).save(model)
+    assert told
+    assert model.read_bytes() == before
+    assert os.listdir(tmp_path) == ["model.h5"]
+
+
+def test_a_hash_that_lags_is_waited_for(tmp_path, monkeypatch):
+    """A buffer is not filled again before what was in it is hashed."""
+    real = hashlib.sha256
+
+    class Slow:
+        def __init__(self):
+            self.digest = real()
+
+        def update(self, block):
+            time.sleep(0.001)
+            self.digest.update(block)
+
+        def hexdigest(self):
+            return self.digest.hexdigest()
+
+    monkeypatch.setattr(sealed_file, "_BLOCK", 512)
+    monkeypatch.setattr(hashlib, "sha256", Slow)
+    net = MLP([Input(40), Dense(30, "sigmoid")], seed=0)
+    net.save(tmp_path / "model.h5")
+    monkeypatch.undo()
+    image = (tmp_path / "model.h5").read_bytes()
+    assert image == seal(image)
+
+
+@pytest.mark.usefixtures("_sizes")
+def test_a_system_that_reads_from_one_place_only(model, monkeypatch):
+    monkeypatch.setattr(sealed_file, "_ANY_ORDER", False)
+    monkeypatch.setattr(sealed_file, "_READERS", 1)
+    assert mlpkit.load(model).theta.tobytes() == small_net().theta.tobytes()
+
+
+@pytest.fixture
+def images(monkeypatch):
+    """The files that are read, as they are in memory."""
+    found, real = [], model_file.read_sealed
+
+    def spy(*arguments):
+        image, version = real(*arguments)
+        found.append(image.page(0))
+        return image, version
+
+    monkeypatch.setattr(model_file, "read_sealed", spy)
+    return found
+
+
+def test_parameters_stay_where_they_were_read(model, images):
+    net = MLP([Input(50), Dense(40, "sigmoid"), Dense(30, "sigmoid", bias=False), Dense(7, "sigmoid")], seed=0)
     net.save(model)
-    left = []
-    read = model_file.read_numbers
+    theta = mlpkit.load(model).theta
+    assert theta.tobytes() == net.theta.tobytes()
+    assert np.shares_memory(theta, images[0])
+    assert theta.flags.carray  # contiguous, aligned and writable
+    with h5py.File(model) as file:  # nothing but the biases is moved
+        assert theta.ctypes.data == images[0].ctypes.data + file["parameters/1/W"].id.get_offset()
 
-    def spy(image, contents, theta):
-        read(image, contents, theta)
-        left.append(len(image._pages))
 
-    monkeypatch.setattr(model_file, "read_numbers", spy)
-    mlpkit.load(model)
-    assert left[0] <= 2
+def test_parameters_in_another_order_are_put_in_order(model, images):
+    buffer = io.BytesIO()
+    with h5py.File(model) as ours, h5py.File(buffer, "w", userblock_size=512) as theirs:
+        theirs.create_group("parameters").attrs.update(ours["parameters"].attrs)
+        for name in ("parameters/2", "parameters/1", "config", "metadata", "provenance"):
+            ours.copy(name, theirs, name)
+        theirs.attrs.update(ours.attrs)
+    model.write_bytes(seal(buffer.getvalue()))
+    theta = mlpkit.load(model).theta
+    assert theta.tobytes() == small_net().theta.tobytes()
+    assert not np.shares_memory(theta, images[0])
 
 
 @pytest.mark.parametrize("small", [True, False])
