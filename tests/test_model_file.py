@@ -283,7 +283,7 @@ def test_describe_needs_nobody_to_register_anything(model):
 
 def everything_new(file):
     """What a later minor version might add."""
-    configured("layers", 1, "dropout", 0.5)(file)
+    configured("layers", 1, "batch_norm", 0.5)(file)
     file["optimizer"] = h5py.ExternalLink("other.h5", "/")
     describe(file.create_group("parameters/5"))
     file["parameters/1/momentum"] = np.ones(3)
@@ -303,7 +303,7 @@ def test_additions_of_a_newer_minor_version_are_ignored_with_a_note(model):
         "/parameters/1/momentum",
         "/parameters/1/W: attribute unit",
         "/: attribute licence",
-        "/config: layers 2: dropout",
+        "/config: layers 2: batch_norm",
     ):
         assert name in str(caught[0].message)
     assert caught[0].filename == __file__
