@@ -78,6 +78,12 @@ class StochasticTraining:
         while batches.epoch < self.max_epochs:
             loop.look()
             norm = self._epoch(loop)
+            for name, value in self.terms.items():
+                if not np.isfinite(value):  # a sum over the epoch, or of theta's squares at its end
+                    raise Stop(
+                        f"diverged: the {name.replace('_', ' ')} term of J became infinite or NaN first, at the end of "
+                        f"epoch {batches.epoch}; the last finite parameters are kept (a smaller learning rate may help)"
+                    )
             metrics = loop.measure(batches.theta)
             loop.accept(self.terms, norm, metrics, self._keep() if loop.saves else None)
         return "max_epochs reached"
