@@ -8,6 +8,8 @@ JSON are small, and are written by the library.
 
 from __future__ import annotations
 
+import io
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -17,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlpkit.errors import ModelFormatError
+from mlpkit.hdf5_circles import refuse_circles
 from mlpkit.paged_file import PagedFile
 from mlpkit.sealed_file import SEAL_BYTES
 from mlpkit.strict_hdf5 import Encoding, Extent, StrictReader, refuse
@@ -117,15 +120,62 @@ def _describe(element: Any, encoding: Encoding) -> None:
 # ----------------------------------------------------------------------------------------- reading
 
 
+# How a local heap, a B-tree of the first version and a table of symbols begin: parts of groups as the oldest HDF5
+# libraries lay them out. Files of ours have none.
+_OLD_GROUPS = re.compile(rb"HEAP\x00|TREE[\x00\x01]|SNOD\x01")
+
+
+class _Watched(io.RawIOBase):
+    """Lets the HDF5 library read a file; before the first part of an old-style group, looks whether it has an end.
+
+    Only what describes elements passes here; numbers and documents are read past the library.
+    """
+
+    def __init__(self, image: PagedFile) -> None:
+        super().__init__()
+        self._image = image
+        self._looked = False
+        self.reason: ModelFormatError | None = None
+        self.seek, self.tell, self.readable, self.seekable = image.seek, image.tell, image.readable, image.seekable  # type: ignore[method-assign]
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill `buffer` as far as the file goes and return the number of bytes."""
+        begin = self._image.tell()
+        n_bytes = self._image.readinto(buffer)
+        if not self._looked:
+            # What begins before may have been read in part before.
+            last = min(self._image.size, begin + n_bytes + 4)
+            if _OLD_GROUPS.search(b"".join(self._image.pieces(max(0, begin - 4), last))):
+                self._looked = True
+                self._look()
+        if self.reason is not None:
+            raise OSError(str(self.reason))
+        return n_bytes
+
+    def _look(self) -> None:
+        try:
+            refuse_circles(b"".join(self._image.pieces(SEAL_BYTES, self._image.size)), base=SEAL_BYTES)
+        except ModelFormatError as error:
+            self.reason = error
+
+
 @contextmanager
-def opened(image: PagedFile) -> Iterator[h5py.File]:
-    """Open a file of which only the seal is known to be right; whatever HDF5 complains of is a `ModelFormatError`."""
+def opened(image: PagedFile | io.BytesIO) -> Iterator[h5py.File]:
+    """Open a file of which only the seal is known to be right; whatever HDF5 complains of is a `ModelFormatError`.
+
+    One in a `BytesIO` is taken to have been looked through by `refuse_circles`.
+    """
+    watched = _Watched(image) if isinstance(image, PagedFile) else None
     try:
-        with h5py.File(image, "r") as file:
+        with h5py.File(image if watched is None else watched, "r") as file:
             yield file
     except (ModelFormatError, MemoryError):
+        if watched is not None and watched.reason is not None:
+            raise watched.reason from None
         raise
     except Exception as error:
+        if watched is not None and watched.reason is not None:
+            raise watched.reason from None
         # h5py turns the HDF5 library's complaints into half a dozen kinds of exception.
         raise ModelFormatError(f"content: the HDF5 library cannot read it ({error!s:.400})") from error
 

@@ -48,11 +48,11 @@ from mlpkit.checks import shown
 from mlpkit.direct_hdf5 import opened
 from mlpkit.durable import path_text, replace_file
 from mlpkit.errors import InvalidArgumentError
+from mlpkit.hdf5_circles import refuse_circles
 from mlpkit.interop.conversion import Conversion
 from mlpkit.interop.dense_stack import Linear, assemble, check_exportable, given_activations, left_out, parameters_of
 from mlpkit.interop.foreign_file import read_foreign, refuse_pickle
 from mlpkit.interop.foreign_hdf5 import ForeignReader
-from mlpkit.interop.hdf5_circles import refuse_circles
 from mlpkit.losses import Loss
 from mlpkit.mlp import MLP
 from mlpkit.strict_hdf5 import naming, refuse

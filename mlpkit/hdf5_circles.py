@@ -22,8 +22,15 @@ _FREE_NULL = 1  # the end of a list of free blocks
 _LEFT, _RIGHT, _FIRST_CHILD, _STEP = 8, 16, 32, 16
 
 
-def refuse_circles(data: bytes) -> None:
+def refuse_circles(data: bytes, base: int = 0) -> None:
     """Refuse a file with a heap or B-tree that is linked in a circle, and addresses of unusual size or base.
+
+    Parameters
+    ----------
+    data : bytes
+        The file from where HDF5 begins in it.
+    base : int
+        How many bytes come before that.
 
     Raises
     ------
@@ -40,9 +47,9 @@ def refuse_circles(data: bytes) -> None:
     """
     if not data.startswith(_SIGNATURE) or len(data) < 48:
         refuse("file", "not an HDF5 file")
-    sizes, base = _SUPERBLOCKS.get(data[8], (0, 0))
-    if not sizes or data[sizes : sizes + 2] != b"\x08\x08" or any(data[base : base + 8]):
-        refuse("superblock", "expected version 0 to 3, addresses and lengths of 8 bytes, and base 0")
+    sizes, place = _SUPERBLOCKS.get(data[8], (0, 0))
+    if not sizes or data[sizes : sizes + 2] != b"\x08\x08" or _integer(data, place) != base:
+        refuse("superblock", f"expected version 0 to 3, addresses and lengths of 8 bytes, and base {base}")
     _check_heaps(data)
     nodes = {node for node in _places(data, b"TREE") if node + _FIRST_CHILD <= len(data)}
     for side in (_LEFT, _RIGHT):
