@@ -161,7 +161,7 @@ def _row_worker(network, count, batch, tiles, memory, update, step, work, n_work
     sections = _sections(memory, n_panels, 0, 0, 0)
     x = at(tiles[0], 0)
     kind, settings, decay, scale = update[0], update[1], update[5], update[6]
-    zero = gradient.dtype.type(0)
+    zero, one = gradient.dtype.type(0), gradient.dtype.type(1)
     if count < size:
         scale = gradient.dtype.type(scale * size / count)
     at_once, largest = not settings[3] > 0, settings[4]
@@ -192,9 +192,9 @@ def _row_worker(network, count, batch, tiles, memory, update, step, work, n_work
                         last = finish_gradient(theta, gradient, b + row, b + row + 1, scale, zero, largest)
                         squares[n_units + unit] = last
                 if at_once:
-                    update_parameters(theta, gradient, start, stop, update, step, decay[layer], zero + 1)
+                    update_parameters(theta, gradient, start, stop, update, step, decay[layer], one)
                     if b >= 0:
-                        update_parameters(theta, gradient, b + j, b + end, update, step, zero, zero + 1)
+                        update_parameters(theta, gradient, b + j, b + end, update, step, zero, one)
                 mine = claim(counter)
             block += 1
 

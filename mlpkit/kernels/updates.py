@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from mlpkit.kernels.jit import ELEMENTWISE, REDUCTION, kernel
+from mlpkit.kernels.pointers import at
 from mlpkit.kernels.strips import N_IN, N_OUT, TIED, B, W
 
 __all__ = [
@@ -28,16 +29,18 @@ SGD, MOMENTUM, NESTEROV, RMSPROP, ADAGRAD, ADAM, ADAMW = range(7)
 
 
 @kernel(fastmath=REDUCTION)
-def finish_gradient(theta, gradient, begin, end, scale, decay, largest):
+def finish_gradient(thetas, gradients, begin, end, scale, decay, largest):
     """gradient[begin:end] becomes that of J, its numbers clipped to +-largest if that is above 0; return its square."""
-    square = gradient.dtype.type(0)
+    n = end - begin  # as in update_parameters
+    theta, gradient = at(thetas, begin), at(gradients, begin)
+    square = gradients.dtype.type(0)
     if largest > 0:
-        for i in range(begin, end):
+        for i in range(n):
             gradient[i] = min(max(gradient[i] * scale + decay * theta[i], -largest), largest)
     else:
-        for i in range(begin, end):
+        for i in range(n):
             gradient[i] = gradient[i] * scale + decay * theta[i]
-    for i in range(begin, end):
+    for i in range(n):
         square += gradient[i] * gradient[i]
     return np.float64(square)
 
@@ -58,43 +61,47 @@ def update_share(network, update, step, gradient, factor, worker, n_workers):
 
 
 @kernel(fastmath=ELEMENTWISE)
-def update_parameters(theta, gradient, begin, end, update, step, decay, factor):
+def update_parameters(thetas, gradients, begin, end, update, step, decay, factor):
     """Move theta[begin:end] by one step of the rule; see `mlpkit.stochastic` for the formulas.
 
     decay: lambda of these parameters, which only AdamW takes here; factor: what clipping multiplies the gradient by.
     """
-    kind, settings, rates, first, second, _, _ = update
+    kind, settings, rates, firsts, seconds, _, _ = update
+    # Slices, for an index that counts from 0 is known not to be negative, and the loops become vectors.
+    n = end - begin
+    theta, gradient = at(thetas, begin), at(gradients, begin)
+    first, second = at(firsts, begin), at(seconds, begin)
     a, b, eps = settings[0], settings[1], settings[2]
     rate, first_correction, second_correction = rates[step, 0], rates[step, 1], rates[step, 2]
-    one = theta.dtype.type(1)  # a Python number would make float32 double
+    one = thetas.dtype.type(1)  # a Python number would make float32 double
     fresh, rest = one - a, one - b
     if kind in (ADAM, ADAMW):
         keep = one - rate * decay if kind == ADAMW else one
-        for i in range(begin, end):
+        for i in range(n):
             g = gradient[i] * factor
             first[i] = a * first[i] + fresh * g
             second[i] = b * second[i] + rest * (g * g)
             move = first[i] * first_correction / (np.sqrt(second[i] * second_correction) + eps)
             theta[i] = keep * theta[i] - rate * move
     elif kind == SGD:
-        for i in range(begin, end):
+        for i in range(n):
             theta[i] -= rate * (gradient[i] * factor)
     elif kind == MOMENTUM:
-        for i in range(begin, end):
+        for i in range(n):
             first[i] = a * first[i] + gradient[i] * factor
             theta[i] -= rate * first[i]
     elif kind == NESTEROV:
-        for i in range(begin, end):
+        for i in range(n):
             g = gradient[i] * factor
             first[i] = a * first[i] + g
             theta[i] -= rate * (g + a * first[i])
     elif kind == RMSPROP:
-        for i in range(begin, end):
+        for i in range(n):
             g = gradient[i] * factor
             second[i] = a * second[i] + fresh * (g * g)
             theta[i] -= rate * g / (np.sqrt(second[i]) + eps)
     else:
-        for i in range(begin, end):
+        for i in range(n):
             g = gradient[i] * factor
             second[i] += g * g
             theta[i] -= rate * g / (np.sqrt(second[i]) + eps)
