@@ -13,7 +13,14 @@ import mlpkit.kernels as kernels  # noqa: F401
 from mlpkit import activations, datasets, errors, losses, plotting, preprocessing
 from mlpkit.activations import activation
 from mlpkit.autoencoder import maximal_inputs, sparse_autoencoder
-from mlpkit.errors import InvalidArgumentError, MissingExtraError, MlpkitError, ModelFormatError, TargetRangeWarning
+from mlpkit.errors import (
+    DataFileError,
+    InvalidArgumentError,
+    MissingExtraError,
+    MlpkitError,
+    ModelFormatError,
+    TargetRangeWarning,
+)
 from mlpkit.gradient_check import check_gradient, numerical_gradient
 from mlpkit.kernels import vmath
 from mlpkit.kernels.jit import blas_limited, get_num_threads, set_num_threads
@@ -35,6 +42,7 @@ __all__ = [
     "LBFGS",
     "MLP",
     "ConjugateGradient",
+    "DataFileError",
     "Dense",
     "GaussianNoise",
     "GradientDescent",

@@ -287,6 +287,7 @@ class MLP:
         *,
         class_weight: ClassWeight | None = None,
         mask: ArrayLike | None = None,
+        memory_limit: int | str | None = None,
     ) -> dict[str, float]:
         """Return the terms of J on data: ``data``, ``weight_decay`` and ``sparsity``, which sum to J.
 
@@ -300,9 +301,9 @@ class MLP:
         """
         from mlpkit.objective import Objective
 
-        return Objective(self, X, Y, sample_weight, keep_activations=False, class_weight=class_weight, mask=mask).terms(
-            self._theta
-        )
+        weights = {"sample_weight": sample_weight, "class_weight": class_weight, "mask": mask}
+        objective = Objective(self, X, Y, keep_activations=False, memory_limit=memory_limit, **weights)  # type: ignore[arg-type]
+        return objective.terms(self._theta)
 
     def fit(
         self,
@@ -314,6 +315,7 @@ class MLP:
         class_weight: ClassWeight | None = None,
         mask: ArrayLike | None = None,
         keep_activations: bool | None = None,
+        memory_limit: int | str | None = None,
         progress: bool = False,
     ) -> FitResult:
         """Minimise J over theta, starting at the present parameters.
@@ -326,8 +328,8 @@ class MLP:
             Targets, shape (m, s_{n_l}); class labels (m,) for cross-entropy; X itself for an autoencoder.
         optimizer : optimizer, optional
             `LBFGS()` by default.
-        sample_weight, class_weight, mask, keep_activations
-            See `Objective`.
+        sample_weight, class_weight, mask, keep_activations, memory_limit
+            See `Objective`; X and Y may be in files.
         progress : bool
             Show a progress line (extra ``progress``).
 
@@ -354,6 +356,7 @@ class MLP:
             class_weight=class_weight,
             mask=mask,
             keep_activations=keep_activations,
+            memory_limit=memory_limit,
             progress=progress,
         )
 

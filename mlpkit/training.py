@@ -29,6 +29,7 @@ from mlpkit.errors import InvalidArgumentError, import_extra
 from mlpkit.kernels.jit import blas_limited
 from mlpkit.objective import Objective
 from mlpkit.optimizers import LBFGS, Optimizer, Resumable, Snapshot, State, is_resumable
+from mlpkit.row_files import open_rows
 from mlpkit.system import versions
 
 if TYPE_CHECKING:
@@ -150,6 +151,7 @@ def fit(
     mask: ArrayLike | None = None,
     progress: bool = False,
     keep_activations: bool | None = None,
+    memory_limit: int | str | None = None,
 ) -> FitResult:
     """Minimise the network's objective on the examples, starting from its present parameters.
 
@@ -171,6 +173,8 @@ def fit(
     keep_activations : bool, optional
         Keep hidden activations between the two passes (True) or compute them twice (False); None
         decides by memory. The result is the same to the bit.
+    memory_limit : int or str, optional
+        Bytes, or text such as ``"2GB"``; data that do not fit are read on every pass. As `mlpkit.Objective` takes it.
 
     Returns
     -------
@@ -202,8 +206,9 @@ def fit(
     progress = check_flag(progress, "progress")
     with blas_limited(), _progress_line(progress, getattr(chosen, "max_iter", None)) as show:
         objective = Objective(
-            net, _with_noise(net, X), Y, sample_weight, keep_activations, class_weight=class_weight, mask=mask
-        )
+            net, _with_noise(net, X), Y, sample_weight, keep_activations, class_weight=class_weight, mask=mask,
+            memory_limit=memory_limit,
+        )  # fmt: skip
         recorder = _Recorder(objective, start, show)
         theta = np.array(net.theta, dtype=np.float64)
         try:
@@ -254,6 +259,8 @@ def _with_noise(net: MLP, X: ArrayLike) -> ArrayLike:
     noise = net.layers[0].noise  # type: ignore[union-attr]
     if noise is None:
         return X
+    if open_rows(X, "X") is not None:
+        raise InvalidArgumentError("X must be an array in memory where the input layer adds noise; found a file")
     clean = check_matrix(X, "X", n_columns=net.sizes[0], dtype=net.dtype)
     generator = np.random.default_rng(np.random.SeedSequence(net.seed, spawn_key=(1,)))
     return noise.apply(clean, generator)
