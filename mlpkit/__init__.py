@@ -10,7 +10,7 @@ Examples
 
 # First of all, since it notes the sources that compiled code is about to come from.
 import mlpkit.kernels as kernels  # noqa: F401
-from mlpkit import activations, datasets, errors, losses, plotting, preprocessing
+from mlpkit import activations, datasets, errors, losses, plotting, prepare, preprocessing
 from mlpkit.activations import activation
 from mlpkit.autoencoder import maximal_inputs, sparse_autoencoder
 from mlpkit.errors import (
@@ -74,6 +74,7 @@ __all__ = [
     "numerical_gradient",
     "penalty",
     "plotting",
+    "prepare",
     "preprocessing",
     "set_num_threads",
     "show_config",

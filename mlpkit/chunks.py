@@ -7,7 +7,8 @@ work, and each piece's sum goes on where it was. Where there are spans, it is th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,10 +19,10 @@ from mlpkit.kernels.tiles import Cut, aligned_empty, pack
 from mlpkit.sources import Rows
 from mlpkit.weights import Packed
 
-__all__ = ["Chunk", "cut_into_chunks", "empty_chunk", "fill", "smallest_chunk"]
+__all__ = ["Chunk", "cut_into_chunks", "empty_chunk", "filling", "smallest_chunk"]
 
-_LEAST_PIECES = 16  # in a chunk, so that many threads have work, before its runs of rows are made longer
-_BLOCK_BYTES = 1 << 18  # read and packed at once: they stay in the second-level cache in between
+_LEAST_PIECES = 8  # in a chunk, so that many threads have work, before its runs of rows are made longer
+_BLOCK_BYTES = 1 << 20  # read and packed at once: they stay in the second-level cache in between
 
 
 class Chunk(NamedTuple):
@@ -89,12 +90,12 @@ def empty_chunk(data: Data, panels: int, n_lanes: int, dtype: Any) -> Packed:
     return Packed(X, Y if n_out else X, w, elements)
 
 
-def fill(data: Data, chunk: Chunk, into: Packed, n_lanes: int) -> Packed:
-    """Read and pack a chunk on the calling thread; return `into`.
+def filling(data: Data, chunk: Chunk, into: Packed, n_lanes: int) -> list[Callable[[], None]]:
+    """Return what must be done to read and pack a chunk: functions that may run in any order, on any threads.
 
     Lanes without an example repeat the last one, with weight 0.
     """
-    m, place = data.n_examples, 0
+    m, place, tasks = data.n_examples, 0, list[Callable[[], None]]()
     inputs, targets, elements = data.columns()
     columns: Sequence[tuple[Rows | None, NDArray[Any]]] = (
         (inputs, into.X),
@@ -103,27 +104,29 @@ def fill(data: Data, chunk: Chunk, into: Packed, n_lanes: int) -> Packed:
     )
     for first, stop in chunk.runs:
         begin, end = first * n_lanes, min(stop * n_lanes, m)
-        for rows, panels in columns:
-            if rows is not None:
-                _pack_run(rows, data.used, begin, end, panels[place * n_lanes * rows.shape[1] :], n_lanes)
         start, n = place * n_lanes, end - begin
         place += stop - first
+        for rows, panels in columns:
+            if rows is not None:
+                width = rows.shape[1]
+                step = max(1, _BLOCK_BYTES // (width * rows.dtype.itemsize * n_lanes)) * n_lanes
+                for at in range(begin, end, step):
+                    target = panels[(start + at - begin) * width :]
+                    # The lanes of masked targets that have no example.
+                    empty = stop * n_lanes - end if rows is elements and at + step >= end else 0
+                    tasks.append(partial(_pack, rows, data.used, at, min(at + step, end), target, n_lanes, empty))
         into.weights[start : start + n] = data.weights(begin, end)
         into.weights[start + n : place * n_lanes] = 0
-        if elements is not None and end < stop * n_lanes:
-            width = elements.shape[1]
-            last = into.elements[(place - 1) * n_lanes * width : place * n_lanes * width].reshape(width, n_lanes)
-            last[:, (m - 1) % n_lanes + 1 :] = 0
-    return into
+    return tasks
 
 
-def _pack_run(
-    rows: Rows, used: NDArray[np.intp] | None, begin: int, end: int, panels: NDArray[Any], n_lanes: int
+def _pack(
+    rows: Rows, used: NDArray[np.intp] | None, begin: int, end: int, panels: NDArray[Any], n_lanes: int, empty: int
 ) -> None:
-    """Pack examples begin to end - 1; begin is the first of a panel."""
-    n = rows.shape[1]
-    step = max(1, _BLOCK_BYTES // (n * rows.dtype.itemsize * n_lanes)) * n_lanes
-    for first in range(begin, end, step):
-        stop = min(first + step, end)
-        block = rows.take(slice(first, stop) if used is None else used[first:stop])
-        pack(block, panels[(first - begin) * n :], serial=True)
+    """Pack examples begin to end - 1; begin is the first of a panel. The last `empty` lanes become 0."""
+    block = rows.take(slice(begin, end) if used is None else used[begin:end])
+    pack(block, panels, serial=True)
+    if empty:
+        width = rows.shape[1]
+        size = -(-(end - begin) // n_lanes) * n_lanes * width
+        panels[size - n_lanes * width : size].reshape(width, n_lanes)[:, n_lanes - empty :] = 0

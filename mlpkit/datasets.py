@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 
 from mlpkit.checks import check_integer, check_matrix
 from mlpkit.errors import InvalidArgumentError, MlpkitError, import_extra
+from mlpkit.row_writer import write_patches
 
-__all__ = ["load_images", "natural_images"]
+__all__ = ["load_images", "natural_images", "write_patches"]
 
 LUMINANCE = np.array([0.2125, 0.7154, 0.0721])
 

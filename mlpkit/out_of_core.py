@@ -1,26 +1,27 @@
 """Where an objective's data are: packed in memory, or packed chunk by chunk on every pass while kernels compute.
 
 The second is the notes' second way taken to data that memory does not hold: one scan for rho_hat (only if a layer has a
-penalty on it), one for the loss and the gradient. A thread of its own reads and packs the next chunk meanwhile. What
+penalty on it), one for the loss and the gradient. Threads of their own read and pack the next chunk meanwhile. What
 memory is left goes to activations that are kept from the first scan to the second, then to chunks that stay packed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
 from mlpkit.budget import shown_bytes
-from mlpkit.chunks import Chunk, cut_into_chunks, empty_chunk, fill, smallest_chunk
+from mlpkit.chunks import Chunk, cut_into_chunks, empty_chunk, filling, smallest_chunk
 from mlpkit.data import Data
 from mlpkit.engine import Engine, Part, whole
 from mlpkit.errors import InvalidArgumentError
+from mlpkit.kernels.jit import get_num_threads
 from mlpkit.kernels.tiles import aligned_empty
 from mlpkit.plan import Plan
+from mlpkit.readers import Job, Readers
 from mlpkit.weights import Packed
 
 __all__ = ["InMemory", "OutOfCore", "Reading", "Store"]
@@ -208,27 +209,48 @@ class OutOfCore:
         self._check_unchanged()
         if not self._buffers:
             self._buffers = [self._empty() for _ in range(2)]
-        with ThreadPoolExecutor(1, "mlpkit-reader") as reader:
-            coming = reader.submit(self._load, 0)
+        import os
+        sync = os.environ.get("MODE", "sync") == "sync"
+        n = int(os.environ.get("H", "1"))
+        with Readers(n) as readers:
+            coming = None if sync else self._begin(0, readers)
             for i, chunk in enumerate(self._chunks):
-                packed = coming.result()
-                if not chunk.last:
-                    coming = reader.submit(self._load, i + 1)
+                if sync:
+                    coming = self._begin(i, readers)
+                packed = self._end(i, *coming)
+                if not chunk.last and not sync:
+                    coming = self._begin(i + 1, readers)
+                if not chunk.last and sync:
+                    self._read_ahead(i + 1)
                 yield self._part(i, chunk, packed)
         self._check_unchanged()
+
+    def _read_ahead(self, i: int) -> None:
+        """Ask the system to read the rows of a chunk."""
+        lanes, used = self._plan.lanes, self._data.used
+        for first, stop in self._chunks[i].runs:
+            begin, end = first * lanes, min(stop * lanes, self._data.n_examples)
+            if used is not None:
+                begin, end = int(used[begin]), int(used[end - 1]) + 1
+            for source in self._data.sources:
+                source.read_ahead(begin, end)
 
     def _empty(self) -> Packed:
         return empty_chunk(self._data, self._panels, self._plan.lanes, self._plan.dtype)
 
-    def _load(self, i: int) -> Packed:
-        """Return a chunk, packed; it may take the place of that before the last."""
+    def _begin(self, i: int, readers: Readers) -> tuple[Packed, Job | None]:
+        """Begin to read and pack a chunk; it may take the place of that before the last."""
         if i in self._held:
-            return self._held[i]
+            return self._held[i], None
         into = self._empty() if i < self._n_held else self._buffers[i % 2]
-        fill(self._data, self._chunks[i], into, self._plan.lanes)
-        if i < self._n_held:
-            self._held[i] = into
-        return into
+        return into, readers.start(filling(self._data, self._chunks[i], into, self._plan.lanes))
+
+    def _end(self, i: int, packed: Packed, job: Job | None) -> Packed:
+        if job is not None:
+            job.finish()
+            if i < self._n_held:
+                self._held[i] = packed
+        return packed
 
     def _part(self, i: int, chunk: Chunk, packed: Packed) -> Part:
         kept = None

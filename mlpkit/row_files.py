@@ -16,8 +16,10 @@ from __future__ import annotations
 
 import math
 import os
+import threading
 import weakref
-from typing import Any, BinaryIO
+from io import FileIO
+from typing import Any
 
 import h5py
 import numpy as np
@@ -63,12 +65,16 @@ class RowSource:
         self._stamp = None if path is None else _stamp(path)
         self._granule = granule
         self._window: tuple[int, NDArray[Any]] | None = None
+        self._lock = threading.Lock()
 
     def __repr__(self) -> str:
         return self.text
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_window": None}
+        return {name: value for name, value in self.__dict__.items() if name not in ("_window", "_lock")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _window=None, _lock=threading.Lock())
 
     @property
     def row_bytes(self) -> int:
@@ -81,9 +87,13 @@ class RowSource:
         return self._granule * self.row_bytes + (_WINDOW_BYTES if self._granule > 1 else 0)
 
     def rows(self, begin: int, end: int) -> NDArray[Any]:
-        """Return rows begin to end - 1, which the next call may overwrite."""
+        """Return rows begin to end - 1, for any thread."""
         if self._granule == 1:
             return self._checked(begin, end)
+        with self._lock:
+            return self._rows_of_window(begin, end)
+
+    def _rows_of_window(self, begin: int, end: int) -> NDArray[Any]:
         if self._window is not None:
             start, held = self._window
             if start <= begin and end <= start + len(held):
@@ -114,6 +124,10 @@ class RowSource:
     def _read(self, begin: int, end: int) -> NDArray[Any]:
         raise NotImplementedError
 
+    def read_ahead(self, begin: int, end: int) -> bool:
+        """Have the system read rows soon, if it can be asked to; False if not."""
+        return False
+
     def check_unchanged(self) -> None:
         """Raise an error if the file is not the one that was opened, or has been written to."""
         if self._path is None:
@@ -142,25 +156,46 @@ class _NpyRows(RowSource):
         if size < needed:
             raise InvalidArgumentError(f"{path!r} must have {needed} bytes, as its header says; found {size}")
         self.key = os.path.realpath(path)
-        self._file: BinaryIO | None = None
+        self._file: FileIO | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return super().__getstate__() | {"_file": None}
 
     def _read(self, begin: int, end: int) -> NDArray[Any]:
-        if self._file is None:
-            self.check_unchanged()
-            self._file = open(str(self._path), "rb", buffering=0)  # noqa: SIM115 - open as long as the source
-            weakref.finalize(self, self._file.close)
         block = np.empty((end - begin, *self.shape[1:]), self.dtype)
         rest = block.reshape(-1).view(np.uint8).data
-        self._file.seek(self._offset + begin * self.row_bytes)
+        place = self._offset + begin * self.row_bytes
         while rest.nbytes:
-            n = self._file.readinto(rest)  # type: ignore[attr-defined]
+            n = self._read_into(rest, place)
             if not n:
                 raise EOFError("the file ends before them")
-            rest = rest[n:]
+            rest, place = rest[n:], place + n
         return block
+
+    def read_ahead(self, begin: int, end: int) -> bool:
+        """Have the system read rows soon, if it can be asked to; False if not."""
+        if not hasattr(os, "posix_fadvise"):
+            return False
+        place, size = self._offset + begin * self.row_bytes, (end - begin) * self.row_bytes
+        os.posix_fadvise(self._opened().fileno(), place, size, os.POSIX_FADV_WILLNEED)
+        return True
+
+    def _read_into(self, buffer: memoryview, place: int) -> int:
+        file = self._opened()
+        if hasattr(os, "preadv"):
+            return os.preadv(file.fileno(), [buffer], place)
+        with self._lock:
+            file.seek(place)
+            return file.readinto(buffer)
+
+    def _opened(self) -> FileIO:
+        with self._lock:
+            if self._file is None:
+                self.check_unchanged()
+                file = FileIO(str(self._path))
+                weakref.finalize(self, file.close)
+                self._file = file
+            return self._file
 
 
 def _npy_header(path: str) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
