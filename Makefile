@@ -1,7 +1,7 @@
 # Everything runs in .venv, which is made on first use and refreshed when pyproject.toml changes.
 #
 #   make demo    train a sparse autoencoder on photographs and draw what it learned
-#   make test    lint, type check, tests, doctests and examples: what CI runs
+#   make test    lint, type check, tests, doctests and examples: what CI runs, in PROCESSES=2 processes
 #   make lint    the first two only
 #   make soak    the tests that take minutes: every float32 there is, say
 #   make bench   evaluations, predictions and the CS294A exercise beside other libraries; start, threads, memory, growth
@@ -13,6 +13,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO_ARGS ?=
 PYTEST_ARGS ?=
+PROCESSES ?= 2
 
 .PHONY: demo test lint soak bench lowest clean
 
@@ -21,8 +22,8 @@ demo: $(VENV)/.demo-installed
 
 test: lint
 	@# Compile the kernels into Numba's cache once, rather than in every process the tests start.
-	$(BIN)/python -m mlpkit warmup
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m mlpkit warmup --dtype float32 & $(BIN)/python -m mlpkit warmup --dtype float64 && wait $$!
+	$(BIN)/python -m pytest --numprocesses $(PROCESSES) $(PYTEST_ARGS)
 
 lint: $(VENV)/.dev-installed
 	$(BIN)/ruff check .
@@ -48,12 +49,13 @@ $(VENV)-bench/.installed: pyproject.toml
 	$(VENV)-bench/bin/python -m pip install --quiet --editable ".[images]" --group bench
 	touch $@
 
-# Lowest versions share neither the environment nor the kernel cache with the rest.
+# Lowest versions share neither the environment nor the kernel cache with the rest. The libraries that mlpkit converts
+# from and to set lowest versions of their own, so those tests are left out.
 lowest:
 	$(PYTHON) -m venv $(VENV)-lowest
 	$(VENV)-lowest/bin/python -m pip install --quiet --upgrade "pip>=25.1"
 	$(VENV)-lowest/bin/python -m pip install --quiet --editable ".[examples]" --group test --constraint tests/lowest.txt
-	NUMBA_CACHE_DIR=$(VENV)-lowest/kernels $(VENV)-lowest/bin/python -m pytest $(PYTEST_ARGS)
+	NUMBA_CACHE_DIR=$(VENV)-lowest/kernels $(VENV)-lowest/bin/python -m pytest --ignore tests/interop --ignore mlpkit/interop $(PYTEST_ARGS)
 
 clean:
 	rm -rf build dist mlpkit-demo benchmarks/results .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -10,9 +10,22 @@ Examples
 
 # First of all, since it notes the sources that compiled code is about to come from.
 import mlpkit.kernels as kernels  # noqa: F401
-from mlpkit import activations, datasets, errors, losses, plotting, prepare, preprocessing
+from mlpkit import (
+    activations,
+    callbacks,
+    datasets,
+    errors,
+    interop,
+    losses,
+    metrics,
+    plotting,
+    prepare,
+    preprocessing,
+    schedules,
+)
 from mlpkit.activations import activation
 from mlpkit.autoencoder import maximal_inputs, sparse_autoencoder
+from mlpkit.early_stopping import EarlyStopping
 from mlpkit.errors import (
     DataFileError,
     InvalidArgumentError,
@@ -33,6 +46,9 @@ from mlpkit.noise import GaussianNoise, MaskingNoise, SaltAndPepperNoise
 from mlpkit.objective import Objective
 from mlpkit.optimizers import LBFGS, ConjugateGradient, GradientDescent
 from mlpkit.penalties import KLSparsity, L1Sparsity, MeanPenalty
+from mlpkit.run import Callback
+from mlpkit.stacked import encoder, pretrain, stack
+from mlpkit.stochastic import SGD, Adagrad, Adam, AdamW, RMSprop
 from mlpkit.system import package_version, show_config
 from mlpkit.user_penalties import penalty
 
@@ -41,9 +57,15 @@ __version__ = package_version("mlpkit")
 __all__ = [
     "LBFGS",
     "MLP",
+    "SGD",
+    "Adagrad",
+    "Adam",
+    "AdamW",
+    "Callback",
     "ConjugateGradient",
     "DataFileError",
     "Dense",
+    "EarlyStopping",
     "GaussianNoise",
     "GradientDescent",
     "Input",
@@ -57,27 +79,35 @@ __all__ = [
     "ModelFormatError",
     "NewtonCG",
     "Objective",
+    "RMSprop",
     "SaltAndPepperNoise",
     "TargetRangeWarning",
     "TrustNCG",
     "activation",
     "activations",
     "blas_limited",
+    "callbacks",
     "check_gradient",
     "datasets",
+    "encoder",
     "errors",
     "get_num_threads",
+    "interop",
     "load",
     "loss",
     "losses",
     "maximal_inputs",
+    "metrics",
     "numerical_gradient",
     "penalty",
     "plotting",
     "prepare",
     "preprocessing",
+    "pretrain",
+    "schedules",
     "set_num_threads",
     "show_config",
     "sparse_autoencoder",
+    "stack",
     "vmath",
 ]

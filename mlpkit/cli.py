@@ -22,16 +22,19 @@ from numpy.typing import NDArray
 from mlpkit import activations, datasets, losses, model_file, plotting, preprocessing
 from mlpkit.autoencoder import sparse_autoencoder
 from mlpkit.errors import InvalidArgumentError, MissingExtraError, MlpkitError, ModelFormatError, import_extra
+from mlpkit.history import FitResult
 from mlpkit.kernels.jit import MOST_THREADS, set_num_threads
 from mlpkit.layers import Dense, Input
 from mlpkit.mlp import MLP
 from mlpkit.model_commands import NOT_A_MODEL, add_model_commands
 from mlpkit.optimizers import LBFGS
 from mlpkit.penalties import KLSparsity
+from mlpkit.stochastic import Adam
 from mlpkit.system import package_version, show_config
-from mlpkit.training import FitResult
 
 __all__ = ["main"]
+
+_DTYPES = ("float64", "float32")
 
 _HIGHEST_COUNT = 10**9
 
@@ -114,6 +117,9 @@ def _parser() -> argparse.ArgumentParser:
         description="Compile the kernels for every built-in activation and loss, in float64 and "
         "float32, into Numba's cache on disk, so that later runs start at once.",
     )
+    warmup.add_argument(
+        "--dtype", choices=_DTYPES, nargs="+", default=_DTYPES, metavar="DTYPE", help="of which (default: both)"
+    )
     warmup.set_defaults(run=_warmup)
     return parser
 
@@ -195,7 +201,7 @@ def _config(options: argparse.Namespace) -> int:
 
 def _warmup(options: argparse.Namespace) -> int:
     start = time.perf_counter()
-    for dtype in ("float64", "float32"):
+    for dtype in options.dtype:
         for activation in map(activations.get, activations.names()):
             if activation.builtin:
                 _exercise(activation.name, "squared_error", dtype)
@@ -203,6 +209,7 @@ def _warmup(options: argparse.Namespace) -> int:
             if loss.builtin:
                 _exercise(next(iter(loss.fused)).name if loss.fused else "identity", loss.name, dtype)
         _exercise("relu", "squared_error", dtype, width=300)  # a gradient too large for a copy for each thread
+        _exercise_steps(dtype)
     print(f"kernels ready after {time.perf_counter() - start:.1f} s")
     return 0
 
@@ -216,6 +223,13 @@ def _exercise(activation: str, loss: str, dtype: str, *, width: int = 2) -> None
     net.fit(X, X[:, ::-1], optimizer=LBFGS(max_iter=1))
     net.predict(X[:1])
     net.predict(X)
+
+
+def _exercise_steps(dtype: str) -> None:
+    """Take mini-batch steps, large enough to be tried on several threads and on one."""
+    net = MLP([Input(100), Dense(100, "relu"), Dense(100, "identity")], dtype=dtype, seed=0)
+    X = np.zeros((512, 100), dtype)
+    net.fit(X, X, Adam(max_epochs=1, batch_size=128), validation=0.25)
 
 
 def _demo(options: argparse.Namespace) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import math
 import warnings
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -21,7 +21,7 @@ from mlpkit.scanned import ScannedLabels, ScannedRows
 from mlpkit.sources import Labels, Rows, pack_rows, same_rows
 from mlpkit.weights import ClassWeight, Elements, Packed, check_mask, check_sample_weight, count_classes, pack_elements
 
-__all__ = ["Data", "fingerprint"]
+__all__ = ["Data", "RowMajor", "fingerprint"]
 
 
 def fingerprint(*arrays: Any) -> str:
@@ -34,19 +34,26 @@ def fingerprint(*arrays: Any) -> str:
     >>> fingerprint([1.0, 2.0]) == fingerprint(np.array([1.0, 2.0])) != fingerprint([1, 2])
     True
     """
-    digest = hashlib.sha256()
+    known: dict[Any, bytes] = {}  # an autoencoder's data come twice
     for values in arrays:
-        source = open_rows(values, "data")
-        array: Any = np.atleast_1d(real_array(values, "data")) if source is None else source
-        dtype = array.dtype.newbyteorder("<")
-        digest.update(f"{array.shape} {dtype.str}\n".encode())
-        row_bytes = math.prod(array.shape[1:]) * dtype.itemsize
-        step = max(1, (1 << 22) // max(1, row_bytes))  # rows: some megabytes
-        for begin in range(0, array.shape[0], step):
-            end = min(begin + step, array.shape[0])
-            block = array[begin:end] if source is None else source.rows(begin, end)
-            digest.update(np.ascontiguousarray(block, dtype).data)
-    return digest.hexdigest()
+        key = values if isinstance(values, str) else id(values)
+        if key not in known:
+            known[key] = _digest(values)
+    keys = (values if isinstance(values, str) else id(values) for values in arrays)
+    return hashlib.sha256(b"".join(known[key] for key in keys)).hexdigest()
+
+
+def _digest(values: Any) -> bytes:
+    source = open_rows(values, "data")
+    array: Any = np.atleast_1d(real_array(values, "data")) if source is None else source
+    dtype = array.dtype.newbyteorder("<")
+    digest = hashlib.sha256(f"{array.shape} {dtype.str}\n".encode())
+    step = max(1, (1 << 22) // max(1, math.prod(array.shape[1:]) * dtype.itemsize))  # rows: some megabytes
+    for begin in range(0, array.shape[0], step):
+        end = min(begin + step, array.shape[0])
+        block = array[begin:end] if source is None else source.rows(begin, end)
+        digest.update(np.ascontiguousarray(block, dtype).data)
+    return digest.digest()
 
 
 class Data:
@@ -141,6 +148,27 @@ class Data:
         w = np.zeros(n_numbers, dtype)
         w[: self.n_examples] = self.weights(0, self.n_examples)
         return Packed(X, Y, w, elements)
+
+    def rows(self) -> RowMajor:
+        """Return all examples one a row, without a copy where they are in the network's dtype and order."""
+        dtype, weights = self._inputs.dtype, self._weights
+        X = self._inputs.take(slice(None))
+        w = np.ones(self.n_rows, dtype) if weights is None else weights.astype(dtype)
+        elements = np.zeros((0, 0), dtype)
+        if self._mask is not None:
+            elements = self._mask * w[:, np.newaxis]
+        used = np.arange(self.n_rows) if self.used is None else self.used
+        return RowMajor(X, X if self._same else self._targets.take(slice(None)), w, elements, used.astype(np.int64))
+
+
+class RowMajor(NamedTuple):
+    """Examples one a row, as mini-batches are gathered from them."""
+
+    X: NDArray[Any]
+    Y: NDArray[Any]  # X itself where they are equal
+    weights: NDArray[Any]
+    elements: NDArray[Any]  # the weight of each target where some are masked, otherwise empty
+    used: NDArray[np.int64]  # the numbers of the rows whose weight is not 0
 
 
 def _used(weights: NDArray[np.float64] | None) -> NDArray[np.intp] | None:

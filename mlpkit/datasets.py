@@ -1,8 +1,10 @@
 """Images to learn from: photographs that come with scikit-image, and the user's own files.
 
-Both loaders give a list of grey images, two-dimensional float64 arrays, which is what
+`natural_images` and `load_images` give a list of grey images, two-dimensional float64 arrays, which is what
 `mlpkit.preprocessing` takes. Nothing is ever downloaded. Colour becomes grey by the luminance
 0.2125 R + 0.7154 G + 0.0721 B (Rec. ITU-R BT.709).
+
+MNIST's kind of files has a module of its own, `mlpkit.idx`, whose `load_mnist` and `read_idx` are offered here too.
 """
 
 from __future__ import annotations
@@ -18,9 +20,10 @@ from numpy.typing import NDArray
 
 from mlpkit.checks import check_integer, check_matrix
 from mlpkit.errors import InvalidArgumentError, MlpkitError, import_extra
+from mlpkit.idx import load_mnist, read_idx
 from mlpkit.row_writer import write_patches
 
-__all__ = ["load_images", "natural_images", "write_patches"]
+__all__ = ["load_images", "load_mnist", "natural_images", "read_idx", "write_patches"]
 
 LUMINANCE = np.array([0.2125, 0.7154, 0.0721])
 

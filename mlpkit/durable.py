@@ -26,10 +26,13 @@ except ImportError:  # Windows, where a file that is open cannot be removed in t
 __all__ = ["path_text", "replace_file", "replacing", "write_all"]
 
 _PREFIX, _SUFFIX = ".mlpkit-", ".tmp"
+_COPIED_AT_A_TIME = 4 * 1024**2
 # Folders that a file system cannot sync, or that may be written in but not opened.
 _CANNOT_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EACCES, errno.EPERM)
 # File systems that know no owners or permission bits, or owners that only root may give away.
 _CANNOT_CHANGE = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
+# File systems without hard links, or with as many to the file as there can be; or another one than the file's.
+_CANNOT_LINK = (errno.EPERM, errno.EACCES, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL, errno.EMLINK, errno.EXDEV)
 
 
 def path_text(path: object) -> str:
@@ -81,7 +84,7 @@ def write_all(file: FileIO, content: bytes | memoryview) -> None:
 
 
 @contextlib.contextmanager
-def replacing(path: str) -> Iterator[FileIO]:
+def replacing(path: str, keep: str | None = None) -> Iterator[FileIO]:
     """Give an unbuffered file to write into, which takes its place at `path` when the block ends without an error.
 
     It is a temporary file in the same folder, flushed to the disk before it is renamed. After an error before the
@@ -96,6 +99,11 @@ def replacing(path: str) -> Iterator[FileIO]:
     ----------
     path : str
         Where the file is to be; its folder must exist.
+    keep : str, optional
+        Where to keep the file that was at `path`, in place of any that is there (a symbolic link itself is replaced).
+        It is given a second name before the rename and goes to `keep` after it, so that at no moment is `path` missing
+        or either of the two anything but a whole file. What a kill in between leaves, ``.mlpkit-<name>.old``, the next
+        one with the same `keep` removes.
 
     Yields
     ------
@@ -108,7 +116,8 @@ def replacing(path: str) -> Iterator[FileIO]:
         If `path` is a folder, pipe or device, or ends in a slash.
     OSError
         If the file cannot be written, the folder is missing (`FileNotFoundError`) or the existing file is
-        write-protected (`PermissionError`). The message says that the old file is as it was.
+        write-protected (`PermissionError`). The message says that the old file is as it was; or, if only the last step
+        fails, that the new file is in place but the old one is not at `keep`.
 
     Examples
     --------
@@ -120,29 +129,76 @@ def replacing(path: str) -> Iterator[FileIO]:
     ['note']
     """
     target, old = _target(path)
-    folder = os.path.dirname(target)
-    temporary, file = "", None
+    folders = {os.path.dirname(target)}
+    if keep is not None:
+        folders.add(_check_place(keep, target))
+    second = ""
     try:
-        _remove_abandoned(folder)
-        temporary, file = _open_temporary(folder, 0o666 if old is None else stat.S_IMODE(old.st_mode) & 0o777)
+        _remove_abandoned(os.path.dirname(target))
+        with _placing(target, old) as file:
+            yield file
+            if keep is not None and old is not None:
+                second = _second_name(target, old, keep)
+    except BaseException as error:
+        if second:
+            with contextlib.suppress(OSError):
+                os.unlink(second)
+        if isinstance(error, OSError):
+            _explain(error, path, old is not None)
+        raise
+    if keep is not None and second:
+        _move(second, keep)
+    for folder in folders:
+        _sync_folder(folder)
+
+
+@contextlib.contextmanager
+def _placing(target: str, like: os.stat_result | None) -> Iterator[FileIO]:
+    """Give a temporary file in the target's folder, which takes its place; or none of it, after an error."""
+    mode = 0o666 if like is None else stat.S_IMODE(like.st_mode) & 0o777
+    temporary, file = _open_temporary(os.path.dirname(target), mode)
+    try:
         yield file
-        if old is not None:
-            _dress(file, old)
+        if like is not None:
+            _dress(file, like)
         os.fsync(file.fileno())
         if os.name == "nt":  # an open file cannot be renamed there
             file.close()
         os.replace(temporary, target)
-    except BaseException as error:
-        if file is not None:
-            with contextlib.suppress(OSError):
-                file.close()
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
-        if isinstance(error, OSError):
-            _explain(error, path, old is not None)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            file.close()
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
         raise
     file.close()  # and not before the rename: the lock would go with it
-    _sync_folder(folder)
+
+
+def _second_name(target: str, found: os.stat_result, keep: str) -> str:
+    """Give a file another name, in the folder where it is to be kept, or a copy where that cannot be."""
+    name = os.path.join(os.path.dirname(keep), f"{_PREFIX}{os.path.basename(keep)}.old")
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(name)
+    try:
+        os.link(target, name)
+    except OSError as error:
+        if error.errno not in _CANNOT_LINK:
+            raise
+        with open(target, "rb", buffering=0) as source, _placing(os.path.abspath(name), found) as copy:
+            while block := source.read(_COPIED_AT_A_TIME):
+                write_all(copy, block)
+    return name
+
+
+def _move(second: str, keep: str) -> None:
+    try:
+        os.replace(second, keep)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(second)  # to rename a file onto another name of its own does nothing
+    except OSError as error:
+        reason = error.strerror or str(error)
+        fate = f"saved; but the file that was there before cannot be kept under this name ({reason})"
+        raise OSError(error.errno or errno.EIO, fate, keep) from error
 
 
 def _explain(error: OSError, path: str, exists: bool) -> NoReturn:
@@ -165,12 +221,29 @@ def _target(path: str) -> tuple[str, os.stat_result | None]:
         old = os.stat(target)
     except FileNotFoundError:
         return target, None
-    if not stat.S_ISREG(old.st_mode):
-        raise InvalidArgumentError(f"path: expected the name of a file, found a folder, pipe or device: {path}")
+    _check_regular(old, path)
     # Renaming asks no leave of the old file; opening it for writing would have.
     if not os.access(target, os.W_OK):
         raise PermissionError(errno.EACCES, "the existing file is write-protected", path)
     return target, old
+
+
+def _check_place(keep: str, target: str) -> str:
+    """Refuse to keep a file where none can be, or where the new one is to be; return the folder."""
+    folder, name = os.path.split(keep)
+    folder = os.path.realpath(folder)
+    if os.path.join(folder, name) == target:
+        raise InvalidArgumentError(f"path: is a link to {keep!r}, where the file before it is to be kept")
+    with contextlib.suppress(FileNotFoundError):
+        found = os.lstat(keep)
+        if not stat.S_ISLNK(found.st_mode):
+            _check_regular(found, keep)
+    return folder
+
+
+def _check_regular(found: os.stat_result, path: str) -> None:
+    if not stat.S_ISREG(found.st_mode):
+        raise InvalidArgumentError(f"path: expected the name of a file, found a folder, pipe or device: {path}")
 
 
 def _open_temporary(folder: str, mode: int) -> tuple[str, FileIO]:

@@ -69,7 +69,7 @@ class Engine:
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         self.constants = plan.constants()
-        self._counter = np.zeros(1, np.int64)
+        self._counter = np.zeros(2, np.int64)  # the second is not 0 from the moment that work is cancelled
         self._nothing = np.zeros((1, 0), plan.dtype)
         self._make_ready()
 
@@ -104,6 +104,10 @@ class Engine:
         numbers = sum(owners * size for owners, size in shapes.values())
         sums = 8 * (self._n_sums(panels) * plan.n_units if plan.n_kept else 0)
         return numbers * plan.dtype.itemsize + sums + 16 * self._n_losses(panels)
+
+    def cancel(self) -> None:
+        """Make what is under way on another thread end at once; no result is of use from here on."""
+        self._counter[1] = 1
 
     @property
     def _workers(self) -> int:
@@ -156,6 +160,8 @@ class Engine:
         by_rows, strip = plan.cut.by_rows, plan.cut.strip_panels
         total = np.zeros(plan.n_units)
         for part in parts:
+            if self._counter[1] != 0:
+                break
             memory, _, workers = self._memory(part)
             arguments = self.network(theta), self._tiling(part)
             if not by_rows:
@@ -212,6 +218,8 @@ class Engine:
         plan = self.plan
         loss = l1 = term = 0.0
         for part in parts:
+            if self._counter[1] != 0:
+                break
             kept, rest, workers = self._memory(part)
             memory = (*kept, *rest)
             work: tuple[Any, ...] = (memory, tuple(part.data), self.output, penalties)

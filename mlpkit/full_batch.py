@@ -1,170 +1,163 @@
-"""J and its gradient from sums over a data set, wherever the data are.
-
-Two sums are needed: of w_i a_ij over the examples, for the units j whose mean activation is penalised; and then, with
-the slopes of those penalties known, of the losses and of the gradients. Penalties, weight decay and the division by the
-sum of weights come in here, once, whether the data are in memory, in a file, or spread over machines.
-"""
+"""What stands between the training loop and an optimiser that sees all examples at once."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from mlpkit.checks import check_out, real_array
+from mlpkit.descent import Snapshot, State, norm
+from mlpkit.divergence import first_failure
 from mlpkit.errors import InvalidArgumentError
-from mlpkit.evaluation import Evaluation
-from mlpkit.kernels.jit import Exclusive
-from mlpkit.mlp import MLP
-from mlpkit.plan import Plan
+from mlpkit.history import Iteration
+from mlpkit.loop import Loop, Stop
+from mlpkit.objective import Objective
+from mlpkit.optimizers import Optimizer, Resumable, is_resumable
 
 __all__ = ["FullBatch"]
 
 
+@dataclass(frozen=True)
+class _Evaluated:
+    """A theta and what the objective said of it."""
+
+    theta: NDArray[np.float64]
+    cost: float
+    terms: dict[str, float]
+
+
 class FullBatch:
-    """What every objective over all examples has in common; `Objective` is the one for a single process.
+    """An optimiser on an objective; it counts evaluations and keeps the last good parameters.
 
     Parameters
     ----------
-    net : MLP
-        Read now, and never changed.
-    plan : Plan
-        Its plan, for the number of examples, with a loss.
-    n_examples : int
-        Examples of a weight that is not 0.
-    total_weight, largest_weight : float
-        Of all weights.
+    optimizer : Optimizer
+        What minimises.
+    objective : Objective
+        What is minimised, and the network whose parameters are where to start.
+    inputs : callable
+        Returns the inputs that the objective was given; called where a training diverges.
     """
 
-    def __init__(self, net: MLP, plan: Plan, n_examples: int, total_weight: float, largest_weight: float) -> None:
-        dtype = net.dtype
-        self.net = net
-        self.n_examples = n_examples
-        self._plan = plan
-        self._total_weight = total_weight
-        self._scale = dtype.type(1.0 / total_weight)
-        # A dead unit's slope rho / tiny would be infinite in float32, and infinity times its f' = 0 is NaN.
-        self._steepest = np.finfo(dtype).max / (16.0 * largest_weight)
-        self._decay = np.array(net.decays, dtype)
-        self._strengths = np.array([layer.l1_strength for layer in plan.dense], dtype)
-        self._penalized = [(plan.units(i), plan.dense[i]) for i in plan.sparse]
-        self._slopes = np.zeros(plan.n_units, dtype)
-        self._guard()
-
-    def _guard(self) -> None:
-        self._exclusive = Exclusive("an objective cannot be evaluated inside its own evaluation (by a signal handler?)")
-
-    def __getstate__(self) -> dict[str, Any]:
-        state = self.__dict__.copy()
-        del state["_exclusive"]
-        return state
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._guard()
-
-    def _sum_activations(self, theta: NDArray[Any]) -> NDArray[np.float64]:
-        """Return sum_i w_i a_ij for each unit whose mean is penalised."""
-        raise NotImplementedError
-
-    def _sum_gradients(self, theta: NDArray[Any], gradient: NDArray[Any]) -> tuple[float, float, float]:
-        """Fill the gradient of J; return the sums of losses and of L1 terms, and the weight decay term."""
-        raise NotImplementedError
+    def __init__(self, optimizer: Optimizer, objective: Objective, inputs: Callable[[], ArrayLike]) -> None:
+        self._optimizer, self._objective, self._inputs = optimizer, objective, inputs
+        self._dtype = objective.net.dtype
+        self.n_examples = objective.n_examples
+        self._start = np.array(objective.net.theta, dtype=np.float64)
+        self._state: State | None = None
+        self._offered: Snapshot | None = None
+        self._good: _Evaluated | None = None
+        self._latest: _Evaluated | None = None
+        self._loop: Loop
 
     @property
-    def value_and_gradient(self) -> Evaluation:
-        """The function theta -> (J, gradient), to call or to hand to an optimiser; see `Evaluation`.
+    def theta(self) -> NDArray[Any]:
+        """The last good parameters, in the network's dtype."""
+        return (self._start if self._good is None else self._good.theta).astype(self._dtype)
 
-        Examples
-        --------
-        >>> from mlpkit import MLP, Dense, Input, Objective
-        >>> net = MLP([Input(1), Dense(1, "identity", init=0.0)])
-        >>> Objective(net, [[1.0]], [[2.0]]).value_and_gradient(net.theta)[0]
-        2.0
-        """
-        return Evaluation(self)
+    @property
+    def terms(self) -> dict[str, float]:
+        """The terms of J there."""
+        nothing = dict.fromkeys(("data", "weight_decay", "sparsity"), np.nan)
+        return nothing if self._good is None else self._good.terms
 
-    def terms(self, theta: ArrayLike) -> dict[str, float]:
-        """Return J's terms at theta: ``data``, ``weight_decay`` and ``sparsity``, which sum to J.
+    def cancel(self) -> None:
+        """Let the evaluation under way end at once, from another thread; no result is of use from here on."""
+        self._objective.cancel()
 
-        Examples
-        --------
-        >>> from mlpkit import MLP, Dense, Input, Objective
-        >>> net = MLP([Input(1), Dense(1, "identity", init=1.0)], weight_decay=0.5)
-        >>> Objective(net, [[1.0]], [[1.0]]).terms(net.theta)
-        {'data': 0.0, 'weight_decay': 0.25, 'sparsity': 0.0}
-        """
-        return self.terms_and_gradient(theta)[0]
+    def train(self, loop: Loop) -> str:
+        """Run the optimiser; return its reason for stopping."""
+        self._loop = loop
+        if is_resumable(self._optimizer):
+            minimize = cast(Resumable, self._optimizer).minimize
+            final, reason = minimize(self, self._start, self._report, state=self._state, save=self._save)
+        else:
+            final, reason = self._optimizer.minimize(self, self._start, self._report)
+        there = self._at(np.asarray(final, dtype=np.float64))  # a user's own may return what it has not reported
+        if np.isfinite(there.cost):
+            self._good = there
+        return reason
 
-    def terms_and_gradient(
-        self, theta: ArrayLike, out: NDArray[Any] | None = None
-    ) -> tuple[dict[str, float], NDArray[Any]]:
-        """Return J's terms and its gradient; otherwise as `value_and_gradient`.
-
-        Examples
-        --------
-        >>> from mlpkit import MLP, Dense, Input, Objective
-        >>> net = MLP([Input(1), Dense(1, "identity", init=0.0)])
-        >>> Objective(net, [[1.0]], [[2.0]]).terms_and_gradient(net.theta)
-        ({'data': 2.0, 'weight_decay': 0.0, 'sparsity': 0.0}, array([-2., -2.]))
-        """
-        point = self._check_theta(theta)
-        gradient = check_out(out, point.shape, point.dtype)
-        if np.may_share_memory(point, gradient):  # theta is read again after the gradient's first numbers are written
-            point = point.copy()
-        with self._exclusive:
-            return self._evaluate(point, gradient), gradient
-
-    def rho_hat(self, theta: ArrayLike) -> list[NDArray[np.float64]]:
-        """Return the mean activation of each unit: a float64 array for each layer with a penalty on it.
-
-        It is mapped to [0, 1] where the activation's range is bounded.
-
-        Examples
-        --------
-        >>> import mlpkit
-        >>> net = mlpkit.sparse_autoencoder(n_inputs=2, n_hidden=3)
-        >>> mlpkit.Objective(net, [[0.1, 0.2]], [[0.1, 0.2]]).rho_hat(net.theta)[0].shape
-        (3,)
-        """
-        point = self._check_theta(theta)
-        if not self._penalized:
-            return []
-        with self._exclusive:
-            return self._mean_activations(point)
-
-    def _check_theta(self, theta: ArrayLike, name: str = "theta") -> NDArray[Any]:
-        point = real_array(theta, name)
-        if point.shape != (self._plan.n_parameters,):
+    def check_resumable(self) -> None:
+        """Refuse an optimiser whose state cannot be had."""
+        if not is_resumable(self._optimizer):
             raise InvalidArgumentError(
-                f"{name} must have shape ({self._plan.n_parameters},); found shape {point.shape}"
+                f"checkpoint and resume need an optimiser of mlpkit's own, or one whose minimize takes state and save; "
+                f"{type(self._optimizer).__name__} keeps its state to itself (those of SciPy do)"
             )
+
+    def restore(self, state: State, theta: NDArray[Any], record: Iteration) -> None:
+        """Go on from an optimiser's state; the network's parameters and the record are of the same iteration."""
+        self._state = state
+        exact = state.get("theta")  # where the optimiser tells: in float64 it will ask for these very numbers
+        if isinstance(exact, np.ndarray) and np.array_equal(exact.astype(self._dtype), theta):
+            theta = exact
+        terms = {name: float(record[name]) for name in ("data", "weight_decay", "sparsity")}
+        self._good = _Evaluated(np.array(theta, dtype=np.float64), record.cost, terms)
+
+    # What the optimiser is given -------------------------------------------------------------------------------
+
+    def __call__(self, theta: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+        """Return J and its gradient in float64, remembering the terms."""
+        loop = self._loop
+        loop.look()
         with np.errstate(over="ignore"):
-            point = np.ascontiguousarray(point, dtype=self.net.dtype)
-        return point if point.flags.writeable else point.copy()  # kernels would be compiled anew for a read-only one
+            rounded = np.asarray(theta, dtype=self._dtype)
+        loop.n_evaluations += 1
+        if not np.isfinite(rounded).all():  # finite in float64, but not in float32
+            self._latest = _Evaluated(theta.copy(), np.nan, {})
+            return np.nan, np.full(theta.shape, np.nan)
+        terms, gradient = self._objective.terms_and_gradient(rounded)
+        if loop.cancelled:
+            loop.look()
+        cost = sum(terms.values())
+        self._latest = _Evaluated(theta.copy(), cost, terms)
+        gradient64 = np.asarray(gradient, dtype=np.float64)
+        if self._good is None and np.isfinite(cost) and np.isfinite(gradient64).all():
+            self._good = self._latest  # the starting point
+        return cost, gradient64
 
-    def _mean_activations(self, theta: NDArray[Any]) -> list[NDArray[np.float64]]:
-        """Return rho_hat of the layers that want it."""
-        means = self._sum_activations(theta) / self._total_weight
-        return [layer.to_unit(means[units]) for units, layer in self._penalized]
+    def hessian_vector_product(self, theta: NDArray[np.float64], v: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return the product of the Hessian of J and v in float64."""
+        self._loop.look()
+        self._loop.n_hessian_products += 1
+        with np.errstate(over="ignore"):
+            rounded = (np.asarray(array, dtype=self._dtype) for array in (theta, v))
+            return np.asarray(self._objective.hessian_vector_product(*rounded), dtype=np.float64)
 
-    def _set_slopes(self, theta: NDArray[Any]) -> float:
-        """Find the derivative of the penalties on each unit's mean activation; return what they add to J."""
-        sparsity = 0.0
-        if self._penalized:
-            means = self._mean_activations(theta)
-            for (units, layer), rho_hat in zip(self._penalized, means, strict=True):
-                slope = np.zeros(rho_hat.size)
-                for penalty in layer.mean_penalties:
-                    sparsity += penalty.value(rho_hat)
-                    slope += penalty.derivative(rho_hat) * layer.unit_slope
-                self._slopes[units] = np.minimum(np.maximum(slope, -self._steepest), self._steepest)
-        return sparsity
+    def first_failure(self, theta: NDArray[np.float64]) -> str | None:
+        """Say what is infinite or NaN first at theta, in the order of computation; None where nothing is."""
+        with np.errstate(over="ignore"):
+            rounded = np.asarray(theta, dtype=self._dtype)
+        return first_failure(self._objective.net, rounded, self._inputs(), self._objective.terms_and_gradient)
 
-    def _evaluate(self, theta: NDArray[Any], gradient: NDArray[Any]) -> dict[str, float]:
-        """Fill `gradient` and return the terms of J."""
-        sparsity = self._set_slopes(theta)
-        loss, l1, decay = self._sum_gradients(theta, gradient)
-        data, sparsity = loss / self._total_weight, sparsity + l1 / self._total_weight
-        return {"data": data, "weight_decay": decay, "sparsity": sparsity}
+    def _save(self, snapshot: Snapshot) -> None:
+        self._offered = snapshot
+
+    def _report(self, theta: NDArray[np.float64], cost: float, gradient: NDArray[np.float64]) -> None:
+        """Put an accepted iteration on record."""
+        loop = self._loop
+        if not (np.isfinite(cost) and np.isfinite(theta).all() and np.isfinite(gradient).all()):
+            what = self.first_failure(theta)
+            found = f"J = {cost}" if what is None else f"{what} became infinite or NaN first,"
+            raise Stop(f"diverged: {found} after iteration {loop.iteration + 1}; the parameters before it are kept")
+        there = self._at(theta)
+        rounded = there.theta.astype(self._dtype)
+        metrics = loop.measure(rounded)
+        self._good = there
+        offered, self._offered = self._offered, None
+        whole = None if offered is None else lambda: (rounded, offered())
+        if whole is None and loop.saves:
+            raise InvalidArgumentError(f"the minimize of {self._optimizer!r} must call save before each report")
+        loop.accept(there.terms, norm(gradient), metrics, whole)
+
+    def _at(self, theta: NDArray[np.float64]) -> _Evaluated:
+        for known in (self._latest, self._good):
+            if known is not None and np.array_equal(known.theta, theta):
+                return known
+        self(theta)
+        assert self._latest is not None
+        return self._latest

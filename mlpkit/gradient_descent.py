@@ -120,9 +120,11 @@ class GradientDescent:
             theta = at.point.theta - self.alpha * at.point.gradient
         point = evaluate_at(evaluate, theta)
         if not point.finite:
+            first = evaluate.first_failure(theta) if hasattr(evaluate, "first_failure") else None
+            found = what_is_not_finite(point) if first is None else f"{first} became infinite or NaN first,"
             return (
-                f"diverged: {what_is_not_finite(point)} after iteration {at.iteration + 1}; the "
-                f"parameters before it are kept (a smaller alpha than {self.alpha:g} may help)"
+                f"diverged: {found} after iteration {at.iteration + 1}; the parameters before it are kept (a smaller "
+                f"alpha than {self.alpha:g} may help)"
             )
         return _Record(point, at.iteration + 1, self.alpha)
 

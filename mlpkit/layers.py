@@ -95,6 +95,9 @@ class Dense:
         l, counted as the notes count: this layer's W is the transpose of W^(l), which must be an earlier layer's own
         and of the matching shape. theta has no entries for it, and weight decay and `init`, which then cannot be given
         here, are W^(l)'s.
+    dropout : float
+        The probability, from 0 to below 1, with which a stochastic optimiser leaves a unit out, anew for each example
+        and step; the others' activations are divided by 1 - dropout (Srivastava et al., 2014). Nothing else applies it.
 
     Raises
     ------
@@ -114,6 +117,7 @@ class Dense:
     init: str | float | None
     bias: bool
     tied_to: int | None
+    dropout: float
 
     def __init__(
         self,
@@ -125,6 +129,7 @@ class Dense:
         init: str | float | None = None,
         bias: bool = True,
         tied_to: int | None = None,
+        dropout: float = 0.0,
     ) -> None:
         f = activations.get(activation)
         kept = check_penalties(sparsity)
@@ -150,6 +155,7 @@ class Dense:
             "init": init,
             "bias": check_flag(bias, "bias"),
             "tied_to": tied_to,
+            "dropout": check_number(dropout, "dropout", low=0, high=1, high_open=True),
         }
         for name, value in fields.items():
             object.__setattr__(self, name, value)
@@ -157,6 +163,10 @@ class Dense:
             raise InvalidArgumentError(
                 "sparsity by KL needs an activation of bounded range, whose mean can be mapped to [0, 1]; "
                 f"found {f.name!r} with range {f.range}"
+            )
+        if self.dropout and kept is not None:
+            raise InvalidArgumentError(
+                f"dropout must be 0 in a layer whose activations are penalised; found {self.dropout!r}"
             )
 
     @property
@@ -197,6 +207,7 @@ class Dense:
             ("init", None),
             ("bias", True),
             ("tied_to", None),
+            ("dropout", 0.0),
         ):
             value = getattr(self, name)
             if value != default:
@@ -272,6 +283,8 @@ def check_layers(layers: Any) -> tuple[Input | Dense, ...]:
         if not isinstance(layer, expected):
             raise InvalidArgumentError(f"layers[{i}] must be {expected.__name__}; found {layer!r}")
     _check_ties(layers)
+    if layers[-1].dropout:
+        raise InvalidArgumentError(f"dropout must be 0 in the output layer; found {layers[-1].dropout!r}")
     return tuple(layers)
 
 
@@ -361,6 +374,8 @@ def layer_config(layer: Input | Dense) -> dict[str, Any]:
     }
     if layer.tied_to is not None:
         entry["tied_to"] = layer.tied_to
+    if layer.dropout:
+        entry["dropout"] = layer.dropout
     return entry
 
 
@@ -381,4 +396,5 @@ def layer_from_config(entry: dict[str, Any]) -> Input | Dense:
         init=entry["init"],
         bias=entry["bias"],
         tied_to=entry.get("tied_to"),
+        dropout=entry.get("dropout", 0.0),
     )

@@ -17,15 +17,15 @@ from mlpkit.layers import Dense, Input, check_layers, draw_parameters, layer_con
 from mlpkit.losses import Loss
 from mlpkit.per_example import jacobian
 from mlpkit.prediction import Predictor
+from mlpkit.trainable import Trainable
 
 if TYPE_CHECKING:
-    from mlpkit.training import FitResult
     from mlpkit.weights import ClassWeight
 
 __all__ = ["MLP", "check_network"]
 
 
-class MLP:
+class MLP(Trainable):
     """A feedforward network of dense layers, equations (6) and (7) of the notes.
 
     Parameters
@@ -91,6 +91,7 @@ class MLP:
         self._check_numbers_fit()
         self.metadata: dict[str, Any] = {}
         self.provenance: dict[str, Any] | None = None
+        self.partial_state = (None, {})
         return generator
 
     def _hold(self, theta: NDArray[Any]) -> None:
@@ -301,64 +302,8 @@ class MLP:
         """
         from mlpkit.objective import Objective
 
-        weights = {"sample_weight": sample_weight, "class_weight": class_weight, "mask": mask}
-        objective = Objective(self, X, Y, keep_activations=False, memory_limit=memory_limit, **weights)  # type: ignore[arg-type]
-        return objective.terms(self._theta)
-
-    def fit(
-        self,
-        X: ArrayLike,
-        Y: ArrayLike,
-        optimizer: Any = None,
-        *,
-        sample_weight: ArrayLike | None = None,
-        class_weight: ClassWeight | None = None,
-        mask: ArrayLike | None = None,
-        keep_activations: bool | None = None,
-        memory_limit: int | str | None = None,
-        progress: bool = False,
-    ) -> FitResult:
-        """Minimise J over theta, starting at the present parameters.
-
-        Parameters
-        ----------
-        X : array-like, shape (m, s_1)
-            Examples in rows.
-        Y : array-like
-            Targets, shape (m, s_{n_l}); class labels (m,) for cross-entropy; X itself for an autoencoder.
-        optimizer : optimizer, optional
-            `LBFGS()` by default.
-        sample_weight, class_weight, mask, keep_activations, memory_limit
-            See `Objective`; X and Y may be in files.
-        progress : bool
-            Show a progress line (extra ``progress``).
-
-        Returns
-        -------
-        FitResult
-            cost, n_iterations, n_evaluations, history and the reason for stopping.
-
-        Examples
-        --------
-        >>> net = MLP([Input(1), Dense(1, "identity")], seed=0)
-        >>> result = net.fit([[0.0], [1.0], [2.0]], [1.0, 3.0, 5.0])
-        >>> net.weights[0].round(3), net.biases[0].round(3)
-        (array([[2.]]), array([1.]))
-        """
-        from mlpkit import training
-
-        return training.fit(
-            self,
-            X,
-            Y,
-            optimizer=optimizer,
-            sample_weight=sample_weight,
-            class_weight=class_weight,
-            mask=mask,
-            keep_activations=keep_activations,
-            memory_limit=memory_limit,
-            progress=progress,
-        )
+        more = {"class_weight": class_weight, "mask": mask, "memory_limit": memory_limit}
+        return Objective(self, X, Y, sample_weight, keep_activations=False, **more).terms(self._theta)  # type: ignore[arg-type]
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the model to an HDF5 file, atomically; see `mlpkit.model_file`."""

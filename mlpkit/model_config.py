@@ -1,9 +1,8 @@
-"""What a model file says in JSON: read without Python's usual latitude, and checked before anything hangs on it."""
+"""The network's configuration in a file: checked before anything hangs on it."""
 
 from __future__ import annotations
 
 import json
-import math
 import warnings
 from collections.abc import Iterator
 from itertools import pairwise
@@ -15,19 +14,10 @@ from mlpkit.errors import InvalidArgumentError, ModelFormatError, frames_to_the_
 from mlpkit.layers import Dense
 from mlpkit.mlp import MLP
 from mlpkit.strict_hdf5 import refuse
+from mlpkit.strict_json import to_json
 
-__all__ = [
-    "MAX_JSON_BYTES",
-    "LayerShape",
-    "build",
-    "check_registered",
-    "config_to_save",
-    "parameter_shapes",
-    "parse_json",
-    "to_json",
-]
+__all__ = ["LayerShape", "build", "check_registered", "config_json", "config_to_save", "parameter_shapes"]
 
-MAX_JSON_BYTES = 1024**2
 _MAX_LAYERS = 1000
 _MAX_UNITS = 2**40
 _MAX_SEED_BITS = 1024  # Python can be told to read no integer of more than 640 digits
@@ -41,60 +31,10 @@ class LayerShape(NamedTuple):
     has_W: bool
     has_b: bool
 
-
-# -------------------------------------------------------------------------------------------- JSON
-
-
-def to_json(value: Any, what: str) -> bytes:
-    """Write JSON that reads back as the same value, or say why that cannot be.
-
-    Examples
-    --------
-    >>> to_json([], "net.metadata")
-    b'[]'
-    """
-    try:
-        raw = json.dumps(value, allow_nan=False, indent=1).encode()
-        same = parse_json(raw, what) == value
-    except (TypeError, ValueError, RecursionError, ModelFormatError) as error:
-        raise InvalidArgumentError(f"{what}: expected values that JSON can hold ({error!s:.200})") from error
-    if not same:
-        raise InvalidArgumentError(
-            f"{what}: expected values that JSON gives back unchanged (keys that are text, lists instead of tuples)"
-        )
-    if len(raw) > MAX_JSON_BYTES:
-        raise InvalidArgumentError(f"{what}: expected at most {MAX_JSON_BYTES} bytes as JSON, found {len(raw)}")
-    return raw
-
-
-def parse_json(raw: bytes, element: str) -> Any:
-    """Read JSON in UTF-8; a key that occurs twice and numbers that are not finite are refused."""
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        if len({key for key, _ in pairs}) != len(pairs):
-            refuse(element, "a key occurs twice in one object")
-        return dict(pairs)
-
-    def number(token: str) -> float:
-        value = float(token)
-        if not math.isfinite(value):
-            refuse(element, f"{token[:40]} is not a finite number")
-        return value
-
-    try:
-        return json.loads(
-            raw.decode("utf-8"),
-            object_pairs_hook=unique,
-            parse_constant=number,
-            parse_float=number,
-        )
-    except ModelFormatError:
-        raise
-    except (ValueError, RecursionError) as error:
-        raise ModelFormatError(f"{element}: not valid JSON in UTF-8 ({error})") from error
-
-
-# ------------------------------------------------------------------------------------- the network
+    @property
+    def n_parameters(self) -> int:
+        """How many numbers these are, as a Python integer that cannot overflow."""
+        return self.n_out * self.n_in * self.has_W + self.n_out * self.has_b
 
 
 def parameter_shapes(config: Any) -> tuple[str, list[LayerShape]]:
@@ -219,18 +159,33 @@ def _unknown(found: Any, rebuilt: Any, where: str) -> Iterator[str]:
         refuse(where, f"expected {rebuilt!r:.80}, which is how it is understood, found {found!r:.80}")
 
 
-def config_to_save(net: MLP) -> bytes:
-    """Check that the network's configuration can be read again; return it as JSON bytes."""
-    if net.seed is not None and net.seed.bit_length() > _MAX_SEED_BITS:
+def config_json(config: dict[str, Any], what: str) -> bytes:
+    """Check that a network's configuration can be read again; return it as JSON bytes.
+
+    Examples
+    --------
+    >>> config_json({"layers": [], "dtype": "float64"}, "net")
+    Traceback (most recent call last):
+        ...
+    mlpkit.errors.InvalidArgumentError: net: cannot be saved: /config: layers: expected a list of 2 to 1000 layers
+    """
+    seed = config.get("seed") if isinstance(config, dict) else None
+    if isinstance(seed, int) and seed.bit_length() > _MAX_SEED_BITS:
         raise InvalidArgumentError(
-            f"net: expected a seed of at most {_MAX_SEED_BITS} bits, found one of {net.seed.bit_length()}"
+            f"{what}: expected a seed of at most {_MAX_SEED_BITS} bits, found one of {seed.bit_length()}"
         )
-    config = net.config()
-    raw = to_json(config, "net")
+    raw = to_json(config, what)
     try:
         parameter_shapes(config)
     except ModelFormatError as error:
-        raise InvalidArgumentError(f"net: cannot be saved: {error}") from error
+        raise InvalidArgumentError(f"{what}: cannot be saved: {error}") from error
+    return raw
+
+
+def config_to_save(net: MLP) -> bytes:
+    """Check that the network's configuration can be read again, its functions too; return it as JSON bytes."""
+    config = net.config()
+    raw = config_json(config, "net")
     # Only names are stored, so a name must mean the same function here as in the registry.
     for (where, name, kind, registry), plugin in zip(_named(config), _plugins(net), strict=True):
         known = _find(registry, name)

@@ -22,24 +22,23 @@ taken for a path. The numbers come back exactly, to the bit.
 from __future__ import annotations
 
 import os
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from mlpkit.direct_hdf5 import first_non_finite
 from mlpkit.durable import path_text, replacing
-from mlpkit.errors import InvalidArgumentError, ModelFormatError, frames_to_the_caller
+from mlpkit.errors import InvalidArgumentError
 from mlpkit.mlp import MLP
-from mlpkit.model_config import build, check_registered, config_to_save, parameter_shapes, to_json
-from mlpkit.model_layout import OBJECTIVE, Contents, arrays_of, first_non_finite, lay_out, read_contents, read_numbers
-from mlpkit.sealed_file import FORMAT_VERSION, MAX_FILE_BYTES, read_sealed, write_sealed
-from mlpkit.strict_hdf5 import refuse
+from mlpkit.model_config import build, check_registered, config_to_save, parameter_shapes
+from mlpkit.model_layout import OBJECTIVE, Contents, arrays_of, lay_out, read_contents, read_numbers
+from mlpkit.sealed_file import MAX_FILE_BYTES, MODEL, read_sealed, write_sealed
+from mlpkit.strict_hdf5 import naming, refuse, warn_of_ignored
+from mlpkit.strict_json import to_json
 from mlpkit.system import versions
 
-__all__ = ["FORMAT_VERSION", "OBJECTIVE", "ModelInfo", "describe", "load", "save"]
+__all__ = ["OBJECTIVE", "ModelInfo", "describe", "load", "save"]
 
 
 def save(net: MLP, path: str | os.PathLike[str]) -> None:
@@ -98,7 +97,7 @@ def save(net: MLP, path: str | os.PathLike[str]) -> None:
     _check_finite(net)
     _, shapes = parameter_shapes(net.config())
     with replacing(text) as file:
-        write_sealed(file, lay_out(documents, versions(), net.dtype.name, shapes, net.theta))
+        write_sealed(file, MODEL, lay_out(documents, versions(), shapes, net.theta))
 
 
 def load(path: str | os.PathLike[str]) -> MLP:
@@ -149,21 +148,16 @@ def load(path: str | os.PathLike[str]) -> MLP:
     user block: not an mlpkit model file (it does not begin with "mlpkit model")
     """
     text = path_text(path)
-    with _naming(text):
-        image, version = read_sealed(text)
+    with naming(text):
+        image, version = read_sealed(text, MODEL)
         contents = read_contents(image, version)
         check_registered(contents.config)
-        net, unknown = build(contents.config, newer=version > FORMAT_VERSION)
+        net, unknown = build(contents.config, newer=version > MODEL.version)
         if net.n_parameters != contents.n_parameters:
             refuse("/config", f"stands for {net.n_parameters} parameters, the file has {contents.n_parameters}")
         read_numbers(image, contents, net.theta)
     net.metadata, net.provenance = contents.metadata, contents.provenance
-    if ignored := [*contents.ignored, *unknown]:
-        warnings.warn(
-            f"{text}: format version {version[0]}.{version[1]} is newer than this mlpkit, which does not know and "
-            f"ignores: {', '.join(ignored):.400}",
-            stacklevel=frames_to_the_caller(),
-        )
+    warn_of_ignored(text, version, [*contents.ignored, *unknown])
     return net
 
 
@@ -225,8 +219,8 @@ def describe(path: str | os.PathLike[str]) -> ModelInfo:
     4
     """
     text = path_text(path)
-    with _naming(text):
-        image, version = read_sealed(text)
+    with naming(text):
+        image, version = read_sealed(text, MODEL)
         contents: Contents = read_contents(image, version)
         read_numbers(image, contents, np.zeros(contents.n_parameters, contents.dtype))
     return ModelInfo(
@@ -240,17 +234,6 @@ def describe(path: str | os.PathLike[str]) -> ModelInfo:
         writer=contents.writer,
         ignored=contents.ignored,
     )
-
-
-@contextmanager
-def _naming(path: str) -> Iterator[None]:
-    """Put the file's name before what is wrong with it."""
-    try:
-        yield
-    except ModelFormatError as error:
-        # Half surrogates, from a path or a forged name, could not be printed.
-        message = f"{path}: {error}".encode("utf-8", "backslashreplace").decode("utf-8")
-        raise ModelFormatError(message) from error.__cause__
 
 
 def _check_finite(net: MLP) -> None:

@@ -1,14 +1,12 @@
 """Where everything lies in a model file: laid out for writing, and checked in reading.
 
 What each element is called, and must be like, is specified in ``docs/model-format.md``. The parameters do not pass
-through the HDF5 library: on writing it gives them their places in the file and the numbers are put there directly; on
-reading it says where they lie, and they are taken from there.
+through the HDF5 library, see `mlpkit.direct_hdf5`.
 """
 
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -17,13 +15,13 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from mlpkit.errors import ModelFormatError
-from mlpkit.model_config import MAX_JSON_BYTES, LayerShape, parameter_shapes, parse_json
+from mlpkit.direct_hdf5 import ARRAY, DTYPES, Layout, first_non_finite, move_numbers, opened, read_document
+from mlpkit.model_config import LayerShape, parameter_shapes
 from mlpkit.paged_file import PagedFile
-from mlpkit.sealed_file import FORMAT_VERSION, SEAL_BYTES
+from mlpkit.sealed_file import MODEL
 from mlpkit.strict_hdf5 import Encoding, Extent, StrictReader, refuse
 
-__all__ = ["OBJECTIVE", "Contents", "arrays_of", "first_non_finite", "lay_out", "read_contents", "read_numbers"]
+__all__ = ["OBJECTIVE", "Contents", "arrays_of", "lay_out", "read_contents", "read_numbers"]
 
 OBJECTIVE = (
     "J = sum_i w_i loss(h(x_i), y_i) / sum_i w_i + sum_l lambda_l/2 sum (W^(l))^2 + sum_l penalties_l;"
@@ -34,15 +32,10 @@ OBJECTIVE = (
 )
 
 _MODEL = Encoding("mlpkit.model", 1, 0)
-_JSON = Encoding("mlpkit.json", 1, 0)
 _PARAMETERS = Encoding("mlpkit.parameters", 1, 0)
 _DENSE = Encoding("mlpkit.dense", 1, 0)
-_ARRAY = Encoding("mlpkit.array", 1, 0)
 
 _DOCUMENTS = ("config", "metadata", "provenance")
-_DTYPES = {"float64": h5py.h5t.IEEE_F64LE, "float32": h5py.h5t.IEEE_F32LE}
-_SKELETON_PAGE = 4096
-_BLOCK = 2**17  # numbers looked at in one go: what fits the cache
 
 
 @dataclass(frozen=True)
@@ -96,46 +89,20 @@ def arrays_of(shapes: list[LayerShape]) -> list[list[Array]]:
 
 
 def lay_out(
-    documents: dict[str, bytes], writer: str, dtype: str, shapes: list[LayerShape], theta: NDArray[Any]
+    documents: dict[str, bytes], writer: str, shapes: list[LayerShape], theta: NDArray[Any]
 ) -> Iterator[memoryview]:
-    """Yield the bytes of a model file in pieces, from where the seal ends; the parameters straight from `theta`."""
-    skeleton = PagedFile(_SKELETON_PAGE)
-    places: list[tuple[int, int]] = []  # in the file, number of numbers
-    with h5py.File(skeleton, "w", userblock_size=SEAL_BYTES, libver=("v108", "v108")) as file:
-        _describe(file, _MODEL)
-        file.attrs["objective"] = np.bytes_(OBJECTIVE)
-        file.attrs["writer"] = np.bytes_(writer.encode("ascii", "replace"))
+    """Return the bytes of a model file in pieces, from where the seal ends; the parameters straight from `theta`."""
+    with Layout(_MODEL, {"objective": OBJECTIVE, "writer": writer}) as layout:
         for name in _DOCUMENTS:
-            file.create_dataset(name, data=np.frombuffer(documents[name], np.uint8))
-            _describe(file[name], _JSON)
-        _describe(file.create_group("parameters"), _PARAMETERS)
+            layout.document(f"/{name}", documents[name])
+        layout.group("/parameters", _PARAMETERS)
+        first = 0
         for number, arrays in enumerate(arrays_of(shapes), start=1):
-            _describe(file.create_group(f"parameters/{number}"), _DENSE)
-            places += [(_reserve(file, array, _DTYPES[dtype]), array.size) for array in arrays]
-    stored = theta.astype(theta.dtype.newbyteorder("<"), copy=False)
-    position, first = SEAL_BYTES, 0
-    for start, size in places:
-        yield from skeleton.pieces(position, start)
-        yield stored[first : first + size].data
-        position, first = start + size * theta.itemsize, first + size
-    yield from skeleton.pieces(position, skeleton.size)
-
-
-def _describe(element: Any, encoding: Encoding) -> None:
-    element.attrs["encoding-type"] = np.bytes_(encoding.name)
-    element.attrs["encoding-version"] = np.bytes_(encoding.version)
-
-
-def _reserve(file: h5py.File, array: Array, hdf5_type: h5py.h5t.TypeID) -> int:
-    """Make a dataset of which HDF5 writes no number, and return the place in the file that it has for them."""
-    properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-    properties.set_layout(h5py.h5d.CONTIGUOUS)
-    properties.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
-    properties.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
-    properties.set_obj_track_times(False)  # the same network, the same bytes
-    h5py.h5d.create(file.id, array.element.encode(), hdf5_type, h5py.h5s.create_simple(array.shape), properties)
-    _describe(file[array.element], _ARRAY)
-    return int(file[array.element].id.get_offset())
+            layout.group(f"/parameters/{number}", _DENSE)
+            for array in arrays:
+                layout.array(array.element, theta[first : first + array.size], array.shape)
+                first += array.size
+    return layout.pieces()
 
 
 # ----------------------------------------------------------------------------------------- reading
@@ -143,25 +110,14 @@ def _reserve(file: h5py.File, array: Array, hdf5_type: h5py.h5t.TypeID) -> int:
 
 def read_contents(image: PagedFile, version: tuple[int, int]) -> Contents:
     """Check a file of which only the seal is known to be right, and say what it holds."""
-    try:
-        with h5py.File(image, "r") as file:
-            return _read_file(file, image, version)
-    except (ModelFormatError, MemoryError):
-        raise
-    except Exception as error:
-        # h5py turns the HDF5 library's complaints into half a dozen kinds of exception.
-        raise ModelFormatError(f"content: the HDF5 library cannot read it ({error!s:.400})") from error
+    with opened(image) as file:
+        return _read_file(file, image, version)
 
 
 def _read_file(file: h5py.File, image: PagedFile, version: tuple[int, int]) -> Contents:
-    reader = StrictReader(file, image.size, newer=version > FORMAT_VERSION)
+    reader = StrictReader(file, image.size, newer=version > MODEL.version)
     texts = reader.root(_MODEL, {"objective": OBJECTIVE, "writer": None}, [*_DOCUMENTS, "parameters"])
-    documents = {}
-    for name in _DOCUMENTS:
-        extent, shape = reader.dataset(f"/{name}", _JSON, h5py.h5t.STD_U8LE)
-        if len(shape) != 1 or not 1 <= shape[0] <= MAX_JSON_BYTES:
-            refuse(f"/{name}", f"expected 1 to {MAX_JSON_BYTES} bytes, found shape {shape!s:.80}")
-        documents[name] = parse_json(b"".join(image.pieces(extent.start, extent.stop)), f"/{name}")
+    documents = {name: read_document(reader, image, f"/{name}") for name in _DOCUMENTS}
     config, metadata, provenance = documents.values()
     if not isinstance(metadata, dict):
         refuse("/metadata", f"expected an object, found {type(metadata).__name__}")
@@ -169,8 +125,8 @@ def _read_file(file: h5py.File, image: PagedFile, version: tuple[int, int]) -> C
         refuse("/provenance", f"expected an object or null, found {type(provenance).__name__}")
 
     dtype, shapes = parameter_shapes(config)
-    layers, hdf5_type = arrays_of(shapes), _DTYPES[dtype]
-    n_parameters = sum(array.size for arrays in layers for array in arrays)
+    layers, hdf5_type = arrays_of(shapes), DTYPES[dtype]
+    n_parameters = sum(shape.n_parameters for shape in shapes)
     if n_parameters * hdf5_type.get_size() > image.size:
         refuse("/config", f"asks for {n_parameters} parameters, more than the file can hold")
     reader.group("/parameters", _PARAMETERS, [str(number) for number in range(1, len(layers) + 1)])
@@ -178,7 +134,7 @@ def _read_file(file: h5py.File, image: PagedFile, version: tuple[int, int]) -> C
     for number, arrays in enumerate(layers, start=1):
         reader.group(f"/parameters/{number}", _DENSE, [array.element[-1] for array in arrays])
         for array in arrays:
-            places.append((array, reader.dataset(array.element, _ARRAY, hdf5_type, array.shape)[0]))
+            places.append((array, reader.dataset(array.element, ARRAY, hdf5_type, array.shape)[0]))
     reader.check_extents()
     return Contents(version, texts["writer"], config, metadata, provenance, dtype, places, reader.ignored)
 
@@ -186,43 +142,14 @@ def _read_file(file: h5py.File, image: PagedFile, version: tuple[int, int]) -> C
 def read_numbers(image: PagedFile, contents: Contents, theta: NDArray[Any]) -> None:
     """Move all parameters from the file to `theta`, a contiguous array of their dtype, and check that they are finite.
 
-    The file's pages are given back on the way, so that file and parameters together never take twice the memory.
+    See `mlpkit.direct_hdf5.move_numbers` for the memory that it takes.
     """
-    target = theta.view(np.uint8)
-    moves, first = [], 0
-    for array, extent in contents.arrays:
-        moves.append((extent.start, extent.stop, first))
-        first += array.size * theta.itemsize
-    released = 0
-    for start, stop, first in sorted(moves):
-        position = start
-        for piece in image.pieces(start, stop):
-            target[first : first + len(piece)] = piece
-            first, position = first + len(piece), position + len(piece)
-            for number in range(released, position // image.page_bytes):
-                image.release(number)
-            released = max(released, position // image.page_bytes)
-    if sys.byteorder == "big":
-        theta.byteswap(inplace=True)
-    first = 0
+    first, parts = 0, []
     for array, _ in contents.arrays:
-        numbers = theta[first : first + array.size]
+        parts.append(theta[first : first + array.size])
         first += array.size
-        if (bad := first_non_finite(numbers)) is not None:
+    move_numbers(image, [(extent, part) for (_, extent), part in zip(contents.arrays, parts, strict=True)])
+    for (array, _), part in zip(contents.arrays, parts, strict=True):
+        if (bad := first_non_finite(part)) is not None:
             index = [int(i) for i in np.unravel_index(bad, array.shape)]
-            refuse(f"{array.element}{index}", f"expected finite numbers, found {numbers[bad]}")
-
-
-def first_non_finite(numbers: NDArray[Any]) -> int | None:
-    """Return the index of the first NaN or infinity in a vector.
-
-    Examples
-    --------
-    >>> first_non_finite(np.array([1.0, np.inf]))
-    1
-    """
-    for start in range(0, numbers.size, _BLOCK):
-        finite = np.isfinite(numbers[start : start + _BLOCK])
-        if not finite.all():
-            return start + int(np.argmin(finite))
-    return None
+            refuse(f"{array.element}{index}", f"expected finite numbers, found {part[bad]}")

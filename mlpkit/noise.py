@@ -1,8 +1,9 @@
 """Noise on inputs, for denoising autoencoders: the network learns to undo it.
 
 `Input` takes one of these, and only `MLP.fit` applies it, to the inputs and not to the targets: ``net.fit(X, X)`` then
-asks for the clean X from a noisy one (Vincent et al., 2008). Solvers that look at all examples at once need an
-objective that stays the same, so the noise is drawn once for a fit, from the network's seed.
+asks for the clean X from a noisy one (Vincent et al., 2008). A stochastic optimiser draws it anew for each epoch. Those
+that look at all examples at once need an objective that stays the same: for them it is drawn once for a fit, from the
+network's seed.
 """
 
 from __future__ import annotations

@@ -6,23 +6,25 @@
 rho_hat is a mean over *all* examples, so where a layer is sparse one sweep forward over everything comes before the
 sweep that goes backward (section 3 of the notes). Between the two, the hidden activations are kept, or computed again
 where they would take too much memory; both ways give the same bits. Data that memory does not hold are read on every
-sweep (`mlpkit.out_of_core`), to the same bits again. Division by the sum of weights happens once (`mlpkit.full_batch`).
+sweep (`mlpkit.out_of_core`), to the same bits again. Division by the sum of weights happens once, in
+`mlpkit.base_objective`.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from mlpkit.base_objective import BaseObjective
 from mlpkit.budget import available_memory, check_memory_limit, shown_bytes
 from mlpkit.checks import check_flag, check_out
 from mlpkit.data import Data
 from mlpkit.engine import Engine
 from mlpkit.errors import MlpkitError
-from mlpkit.full_batch import FullBatch
 from mlpkit.hessian import HessianProducts
 from mlpkit.mlp import MLP, check_network
 from mlpkit.out_of_core import InMemory, OutOfCore, Reading
@@ -33,7 +35,7 @@ from mlpkit.weights import ClassWeight, Packed
 __all__ = ["Objective"]
 
 
-class Objective(FullBatch):
+class Objective(BaseObjective):
     """A network and a data set as a function of theta: J, its gradient and its terms.
 
     The data are checked once, and packed once if they fit; otherwise a thread reads and packs them chunk by chunk while
@@ -102,7 +104,7 @@ class Objective(FullBatch):
         data = Data(net, X, Y, sample_weight, class_weight, mask)
         plan = Plan(net.layers, net.dtype, data.n_examples, net.loss)
         super().__init__(net, plan, data.n_examples, data.total_weight, data.largest_weight)
-        self._n_rows, self._used = data.n_rows, data.used
+        self.n_rows, self._used = data.n_rows, data.used
         self._engine = Engine(plan)
         self._hessian: HessianProducts | None = None
         self._store: InMemory | OutOfCore = self._find_store(data, keep_activations, limit)
@@ -220,13 +222,17 @@ class Objective(FullBatch):
             self._hessian.product(point, direction, data, *weights, self._steepest, product)
         return product
 
-    def per_example_loss(self, theta: ArrayLike) -> NDArray[np.float64]:
-        """Return the loss of each example, without its weight: sum w_i loss_i / sum w is the data term.
+    def cancel(self) -> None:
+        """Make the evaluation under way on another thread end at once; no result is of use from here on."""
+        self._engine.cancel()
+
+    def per_example_loss(self, theta: ArrayLike, look: Callable[[], None] = lambda: None) -> NDArray[np.float64]:
+        """Return the loss of each example, some at a time; `look` is called in between, and may raise.
 
         Returns
         -------
         ndarray of float64, shape (m,)
-            A number for each row of X as it was given, 0 where its weight is 0.
+            For each row of X as given, without its weight, 0 where that is 0: sum w_i loss_i / sum w is the data term.
 
         Examples
         --------
@@ -237,7 +243,7 @@ class Objective(FullBatch):
         """
         point = self._check_theta(theta)
         with self._exclusive:
-            return self._examples(point).losses()
+            return self._examples(point).losses(look)
 
     def per_example_gradient(
         self,
@@ -282,7 +288,7 @@ class Objective(FullBatch):
         array([[-4., -2.]])
         """
         point = self._check_theta(theta)
-        wanted = numbers_of(rows, self._n_rows)
+        wanted = numbers_of(rows, self.n_rows)
         sparsity = check_flag(sparsity, "sparsity")
         gradients = check_out(out, (wanted.size, point.size), point.dtype)
         if np.may_share_memory(point, gradients):
@@ -318,7 +324,7 @@ class Objective(FullBatch):
     def _examples(self, theta: NDArray[Any]) -> Examples:
         """Return the packed examples, each by itself, at theta."""
         data = self._packed("what is asked of each example")
-        return Examples(self._plan, self._engine.network(theta), data, self._n_rows, self._used)
+        return Examples(self._plan, self._engine.network(theta), data, self.n_rows, self._used)
 
     def _penalties_at(self, theta: NDArray[Any], sparsity: bool) -> tuple[NDArray[Any], NDArray[Any]]:
         """Return slopes at theta and strengths as the sweeps take them, or zeros."""

@@ -16,6 +16,7 @@ iterations behind it and the last accepted point. What else there is, each optim
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -97,13 +98,18 @@ class StateReader:
 
     def __init__(self, state: State, optimizer: str, version: int, theta: ArrayLike) -> None:
         self._state = state
-        n = check_vector(theta, "theta").size
+        self._n = check_vector(theta, "theta").size
         for name, expected in (("optimizer", optimizer), ("version", version)):
             found = state.get(name)
             if isinstance(found, np.ndarray) or found != expected:
                 raise InvalidArgumentError(f"state[{name!r}] must be {expected!r}; found {_found(found)}")
         self.iteration = check_integer(state.get("iteration"), "state['iteration']", low=0)
-        self.point = Point(self.array("theta", (n,)), self.number("cost"), self.array("gradient", (n,)))
+
+    @cached_property
+    def point(self) -> Point:
+        """The last accepted point."""
+        n = self._n
+        return Point(self.array("theta", (n,)), self.number("cost"), self.array("gradient", (n,)))
 
     def array(self, name: str, shape: tuple[int | None, ...], *, infinite: bool = False) -> Vector:
         """Return a copy of a float64 array, whose elements must be finite unless `infinite`; None is any length."""
@@ -121,6 +127,17 @@ class StateReader:
     def number(self, name: str, *, infinite: bool = False) -> float:
         """Return an array of shape () as a float."""
         return float(self.array(name, (), infinite=infinite))
+
+    def integer(self, name: str) -> int:
+        """Return an integer of at least 0."""
+        return check_integer(self._state.get(name), f"state[{name!r}]", low=0)
+
+    def text(self, name: str) -> str:
+        """Return a string."""
+        found = self._state.get(name)
+        if not isinstance(found, str):
+            raise InvalidArgumentError(f"state[{name!r}] must be a string; found {_found(found)}")
+        return found
 
 
 def _found(value: Any) -> str:

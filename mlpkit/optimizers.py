@@ -59,7 +59,8 @@ class Optimizer(Protocol):
         ----------
         evaluate : callable
             theta -> (J, gradient), a float and a fresh float64 array. That of `MLP.fit` also has a method
-            ``hessian_vector_product(theta, v)``, which returns the Hessian of J at `theta` times `v` in float64.
+            ``hessian_vector_product(theta, v)``, which returns the Hessian of J at `theta` times `v` in float64, and a
+            method ``first_failure(theta)``, which says in words what is infinite or NaN first there, if anything is.
         theta : ndarray of float64, shape (n,)
             Where to start; it is not changed.
         report : callable

@@ -1,8 +1,10 @@
 """Where an objective's data are: packed in memory, or packed chunk by chunk on every pass while kernels compute.
 
 The second is the notes' second way taken to data that memory does not hold: one scan for rho_hat (only if a layer has a
-penalty on it), one for the loss and the gradient. Threads of their own read and pack the next chunk meanwhile. What
-memory is left goes to activations that are kept from the first scan to the second, then to chunks that stay packed.
+penalty on it), one for the loss and the gradient. The system is asked to read the next chunk of a .npy file while
+kernels compute, and all threads pack it when its turn comes; what other files, datasets and objects hold is read and
+packed ahead by a thread of its own, which must decompress or call the owner's code. What memory is left goes to
+activations that are kept from the first scan to the second, then to chunks that stay packed.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from mlpkit.weights import Packed
 
 __all__ = ["InMemory", "OutOfCore", "Reading", "Store"]
 
-_LARGEST_CHUNK = 64 << 20
+_LARGEST_CHUNK = 8 << 20  # so that what is packed is still in the cache that cores share when kernels come to it
 _LARGE_CHUNK = 4 << 20  # beyond it a chunk gains little, and memory is better used for what is kept
 _RUN_BYTES = 1 << 20  # read in one go, where a chunk is large enough
 
@@ -154,19 +156,22 @@ class OutOfCore:
         number = plan.lanes * plan.dtype.itemsize
         self._panel_bytes = data.numbers_an_example * number
         self._kept_panel_bytes = plan.kept_rows * number
+        # Files that the system can be asked to read ahead need no chunk beside the one that kernels work on.
+        self._system_reads = all(source.read_ahead(0, 1) for source in data.sources)
+        self._n_buffers = n = 1 if self._system_reads else 2
         least = smallest_chunk(plan.cut)
         room = limit - data.held_bytes - engine.memory(least, True)
-        if room < 2 * least * self._panel_bytes:
-            needed = limit - room + 2 * least * self._panel_bytes
+        if room < n * least * self._panel_bytes:
+            needed = limit - room + n * least * self._panel_bytes
             raise InvalidArgumentError(
                 f"memory_limit must be at least {shown_bytes(needed)} for this network and these data, with "
                 f"{plan.dtype.name} and so many threads; found {shown_bytes(limit)}"
             )
-        chunk_bytes = min(_LARGEST_CHUNK, room // 2, max(room // 8, _LARGE_CHUNK))
+        chunk_bytes = min(_LARGEST_CHUNK, room // n, max(room // 8, _LARGE_CHUNK))
         run = -(-_RUN_BYTES // self._panel_bytes)
         self._chunks = cut_into_chunks(plan.cut, max(least, chunk_bytes // self._panel_bytes), run)
         self._panels = max(chunk.n_panels for chunk in self._chunks)
-        room = limit - data.held_bytes - engine.memory(self._panels, True) - 2 * self._panels * self._panel_bytes
+        room = limit - data.held_bytes - engine.memory(self._panels, True) - n * self._panels * self._panel_bytes
         self._n_kept = self._n_held = 0
         if keep and plan.n_kept:
             self._n_kept = min(len(self._chunks), max(0, room // (self._panels * self._kept_panel_bytes)))
@@ -185,7 +190,7 @@ class OutOfCore:
     @property
     def memory(self) -> int:
         """Bytes of the chunks that are packed, kept activations, weights, what is being read, and the engine."""
-        panels = (2 + self._n_held) * self._panel_bytes + self._n_kept * self._kept_panel_bytes
+        panels = (self._n_buffers + self._n_held) * self._panel_bytes + self._n_kept * self._kept_panel_bytes
         return panels * self._panels + self._data.held_bytes + self._engine.memory(self._panels, True)
 
     @property
@@ -205,24 +210,23 @@ class OutOfCore:
         )
 
     def parts(self) -> Iterator[Part]:
-        """Go through the data once, a chunk ahead; what is given is valid until the next is asked for."""
+        """Go through the data once; what is given is valid until the next is asked for."""
         self._check_unchanged()
         if not self._buffers:
-            self._buffers = [self._empty() for _ in range(2)]
-        import os
-        sync = os.environ.get("MODE", "sync") == "sync"
-        n = int(os.environ.get("H", "1"))
-        with Readers(n) as readers:
-            coming = None if sync else self._begin(0, readers)
+            self._buffers = [self._empty() for _ in range(self._n_buffers)]
+        threads = get_num_threads()
+        # Packing what the system has read keeps all threads busy; reading otherwise is for one that kernels leave over.
+        with Readers(threads - 1 if self._system_reads else max(1, threads // 4)) as readers:
+            coming = self._begin(0, readers)
             for i, chunk in enumerate(self._chunks):
-                if sync:
-                    coming = self._begin(i, readers)
                 packed = self._end(i, *coming)
-                if not chunk.last and not sync:
-                    coming = self._begin(i + 1, readers)
-                if not chunk.last and sync:
+                if not chunk.last and self._system_reads:
                     self._read_ahead(i + 1)
+                elif not chunk.last:
+                    coming = self._begin(i + 1, readers)
                 yield self._part(i, chunk, packed)
+                if not chunk.last and self._system_reads:
+                    coming = self._begin(i + 1, readers)
         self._check_unchanged()
 
     def _read_ahead(self, i: int) -> None:
@@ -239,10 +243,10 @@ class OutOfCore:
         return empty_chunk(self._data, self._panels, self._plan.lanes, self._plan.dtype)
 
     def _begin(self, i: int, readers: Readers) -> tuple[Packed, Job | None]:
-        """Begin to read and pack a chunk; it may take the place of that before the last."""
+        """Begin to read and pack a chunk, in the place of one that is done with."""
         if i in self._held:
             return self._held[i], None
-        into = self._empty() if i < self._n_held else self._buffers[i % 2]
+        into = self._empty() if i < self._n_held else self._buffers[i % self._n_buffers]
         return into, readers.start(filling(self._data, self._chunks[i], into, self._plan.lanes))
 
     def _end(self, i: int, packed: Packed, job: Job | None) -> Packed:

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from mlpkit.base_objective import BaseObjective
 from mlpkit.errors import InvalidArgumentError, TargetRangeWarning
-from mlpkit.full_batch import FullBatch
 from mlpkit.mlp import MLP, check_network
 from mlpkit.objective import Objective
 from mlpkit.plan import Plan
@@ -127,7 +127,7 @@ class Partition:
         return np.array([loss, l1]), gradient
 
 
-class PartitionedObjective(FullBatch):
+class PartitionedObjective(BaseObjective):
     """The objective over partitions that are all in this process: what `mlpkit.distributed` computes on many.
 
     Parameters

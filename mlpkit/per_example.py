@@ -6,7 +6,7 @@ packed, so nothing is known of them, and what they contribute is 0.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,8 @@ from mlpkit.plan import Plan
 from mlpkit.weights import Packed
 
 __all__ = ["Examples", "jacobian", "numbers_of"]
+
+_WORK = 1 << 29  # multiplications between two looks: some 20 ms
 
 
 class Examples:
@@ -52,12 +54,12 @@ class Examples:
         self._n_rows = n_rows
         self._used = used
 
-    def losses(self) -> NDArray[np.float64]:
-        """Return the loss of each example."""
+    def losses(self, look: Callable[[], None] = lambda: None) -> NDArray[np.float64]:
+        """Return the loss of each example, some at a time; `look` is called in between, and may raise."""
         plan = self._plan
         assert plan.loss is not None
         output = example_losses_tile(plan.loss, plan.dense[-1].activation, plan.dtype).address
-        return self._of_all(per_example.loss_sweep, output)
+        return self._of_all(per_example.loss_sweep, output, look=look)
 
     def gradient_norms(self, output: int, penalties: tuple[NDArray[Any], ...]) -> NDArray[np.float64]:
         """Return ||g_i|| of each example.
@@ -80,11 +82,16 @@ class Examples:
         if examples.size > 0:
             self._run(per_example.gradient_sweep, output, penalties, examples, places, out.ctypes.data)
 
-    def _of_all(self, sweep: Any, *arguments: Any) -> NDArray[np.float64]:
+    def _of_all(self, sweep: Any, *arguments: Any, look: Callable[[], None] | None = None) -> NDArray[np.float64]:
         """Return one number for each row of the data as they were given, from one for each packed example."""
         m, n_lanes = self._n_rows if self._used is None else self._used.size, self._plan.lanes
         found = np.zeros(-(-m // n_lanes) * n_lanes)
-        self._run(sweep, *arguments, np.arange(m), found)
+        work = sum(block.n_in * block.n_out for block in self._plan.blocks)
+        some = m if look is None else max(16, _WORK // (work * n_lanes)) * n_lanes
+        for begin in range(0, m, some):
+            if look is not None:
+                look()
+            self._run(sweep, *arguments, np.arange(begin, min(begin + some, m)), found[begin:])
         if self._used is None:
             return found[:m].copy()
         everywhere = np.zeros(self._n_rows)

@@ -34,6 +34,8 @@ class Plan:
         Rows of data.
     loss : Loss, optional
         Given for sweeps that go backward; without it nothing is kept, and penalties are ignored.
+    dropout : bool
+        Make room for the masks of layers that have dropout, and for what they leave.
 
     Attributes
     ----------
@@ -53,6 +55,7 @@ class Plan:
         dtype: np.dtype[Any],
         n_examples: int,
         loss: Loss | None = None,
+        dropout: bool = False,
     ) -> None:
         self.dtype = dtype
         self.loss = loss
@@ -69,7 +72,9 @@ class Plan:
             loss is not None and (layer.activation.reads_z or (i == top and loss.reads_z(layer.activation)))
             for i, layer in enumerate(self.dense)
         ]
-        rows = [layer.units * (2 if z else 1) for layer, z in zip(self.dense, self.keeps_z, strict=True)]
+        self.drops = [dropout and layer.dropout > 0 for layer in self.dense]
+        each = zip(self.dense, self.keeps_z, self.drops, strict=True)
+        rows = [layer.units * (1 + z + 2 * drops) for layer, z, drops in each]
         self.n_units = sum(layer.units for layer in self.dense)
         self.kept_rows = sum(rows[: self.n_kept])
         self._hidden_rows = sum(rows[self.n_kept : top])
@@ -153,11 +158,15 @@ class Plan:
             row[strips.TIED] = block.owner is not None
             row[strips.NEXT] = next((j for j in range(i + 1, len(self.blocks)) if self._owner(j) == self._owner(i)), -1)
             row[strips.B] = block.b if layer.bias else -1
-            row[strips.A] = row[strips.Z] = place
+            row[strips.A] = row[strips.Z] = row[strips.SEEN] = place
+            row[strips.MASK] = -1
             place += layer.units
             if z:
                 row[strips.Z] = place
                 place += layer.units
+            if self.drops[i]:
+                row[strips.SEEN], row[strips.MASK] = place, place + layer.units
+                place += 2 * layer.units
             row[strips.D] = self._hidden_rows + self.units(i).start
             row[strips.U] = self.units(i).start
             row[strips.MORE] = self._output_rows

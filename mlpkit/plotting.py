@@ -2,16 +2,14 @@
 
 Each function returns a `matplotlib.figure.Figure` and writes it to `path` if one is given; the
 suffix picks the format (.png, .pdf, .svg, ...), and one that matplotlib does not know, or none, is an
-`InvalidArgumentError`. Figures are made without pyplot, so that drawing
-neither needs a display nor changes the backend or the current figure of the program around it.
-Matplotlib comes with the extra ``mlpkit[plot]`` and is imported on use.
+`InvalidArgumentError`. No figure belongs to pyplot (see `mlpkit.figures`). Matplotlib comes with the extra
+``mlpkit[plot]`` and is imported on use.
 """
 
 from __future__ import annotations
 
 import math
-import os
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,12 +17,12 @@ from numpy.typing import NDArray
 from mlpkit import activations
 from mlpkit.autoencoder import maximal_inputs
 from mlpkit.checks import check_integer, check_number
-from mlpkit.durable import path_text
-from mlpkit.errors import InvalidArgumentError, import_extra
+from mlpkit.errors import InvalidArgumentError
+from mlpkit.figures import DPI, PathLike, finish, new_figure
+from mlpkit.history import FitResult, History, Iteration
 from mlpkit.layers import Dense
 from mlpkit.mlp import MLP, check_network
 from mlpkit.penalties import KLSparsity, kl_divergence
-from mlpkit.training import FitResult, History, Iteration
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -34,9 +32,6 @@ if TYPE_CHECKING:
 
 __all__ = ["activation", "features", "kl", "network", "training"]
 
-PathLike = str | os.PathLike[str]
-
-_DPI = 100
 # A layer with more units than this is drawn as its first few, dots, and its last.
 _MOST_UNITS_DRAWN = 6
 _UNITS_BEFORE_DOTS = 4
@@ -87,16 +82,16 @@ def features(net: MLP, shape: tuple[int, int] | None = None, path: PathLike | No
     picture = _mosaic(inputs.reshape(-1, height, width))
     # Whole screen pixels for each input pixel, so that every one comes out equally large.
     scale = max(1, 700 // max(picture.shape))
-    size = (scale * picture.shape[1] / _DPI, scale * picture.shape[0] / _DPI)
-    figure = _new_figure(size, layout=None)
+    size = (scale * picture.shape[1] / DPI, scale * picture.shape[0] / DPI)
+    figure = new_figure(size, layout=None)
     axes = figure.add_axes((0.0, 0.0, 1.0, 1.0))
     axes.imshow(picture, cmap="gray", vmin=-1.0, vmax=1.0, interpolation="nearest", aspect="equal")
     axes.set_axis_off()
-    return _finish(figure, path)
+    return finish(figure, path)
 
 
 def training(history: History | FitResult, path: PathLike | None = None) -> Figure:
-    """Draw the cost, its terms and the norm of its gradient against the iterations.
+    """Draw the cost, its terms, the metrics and the norm of the gradient against the iterations.
 
     Parameters
     ----------
@@ -108,9 +103,11 @@ def training(history: History | FitResult, path: PathLike | None = None) -> Figu
     Returns
     -------
     matplotlib.figure.Figure
-        Two axes, both with a logarithmic scale: cost and terms above, gradient norm below. A term
-        that is zero throughout is left out. Where no iteration was accepted, for instance because
-        training started at a minimum, the axes are empty and say so.
+        Two axes with logarithmic scales: cost, terms and those metrics that are a loss or an error
+        above, gradient norm below; if there are other metrics, such as accuracy, a third between
+        them. A term that is zero throughout is left out, and so is a metric that is NaN. Where no
+        iteration was accepted, for instance because training started at a minimum, the axes are
+        empty and say so.
 
     Raises
     ------
@@ -132,18 +129,24 @@ def training(history: History | FitResult, path: PathLike | None = None) -> Figu
     records = getattr(history, "history", history)
     if not isinstance(records, list) or not all(isinstance(record, Iteration) for record in records):
         raise InvalidArgumentError(f"history must be a History or a FitResult; found {history!r:.80}")
-    figure = _new_figure((7.0, 5.5))
-    above, below = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
-    above.set_ylabel("cost")
-    below.set_ylabel("gradient norm")
-    below.set_xlabel("iteration")
+    others = [name for name in _metrics(records) if not _is_cost(name)]
+    figure = new_figure((7.0, 7.0 if others else 5.5))
+    panels = figure.subplots(3 if others else 2, 1, sharex=True, height_ratios=(2, 1, 1) if others else (2, 1))
+    panels[0].set_ylabel("cost")
+    panels[-1].set_ylabel("gradient norm")
+    panels[-1].set_xlabel("iteration")
     if records:
-        _draw_history(records, above, below)
+        _draw_history(records, panels[0], panels[-1])
+        if others:
+            panels[1].set_ylabel("metrics")
+            _draw_metrics(records, panels[1], others)
+            panels[1].legend()
+            panels[1].grid(alpha=0.3)
     else:
-        above.text(0.5, 0.5, "no iteration was accepted", ha="center", va="center", transform=above.transAxes)
-        for axes in (above, below):
+        panels[0].text(0.5, 0.5, "no iteration was accepted", ha="center", va="center", transform=panels[0].transAxes)
+        for axes in panels:
             axes.set(xticks=[], yticks=[])
-    return _finish(figure, path)
+    return finish(figure, path)
 
 
 def activation(*names: str | Activation, path: PathLike | None = None) -> Figure:
@@ -184,7 +187,7 @@ def activation(*names: str | Activation, path: PathLike | None = None) -> Figure
                 f"names must be functions of one number; found {f.name!r}, whose value depends on a whole layer"
             )
     z = np.linspace(-5.0, 5.0, 401)
-    figure = _new_figure((3.5 * len(functions), 2.8))
+    figure = new_figure((3.5 * len(functions), 2.8))
     for axes, f in zip(figure.subplots(1, len(functions), squeeze=False)[0], functions, strict=True):
         axes.plot(z, f(z), color="black")
         axes.axhline(0.0, color="grey", linewidth=0.5)
@@ -192,7 +195,7 @@ def activation(*names: str | Activation, path: PathLike | None = None) -> Figure
         axes.set_title(f.name)
         axes.set_xlabel("z")
         axes.set_ylabel("f(z)")
-    return _finish(figure, path)
+    return finish(figure, path)
 
 
 def kl(rho: float = 0.2, path: PathLike | None = None) -> Figure:
@@ -227,7 +230,7 @@ def kl(rho: float = 0.2, path: PathLike | None = None) -> Figure:
     below = np.linspace(min(0.002, rho / 2), rho, 200)
     above = np.linspace(rho, max(0.998, (1 + rho) / 2), 200)
     rho_hat = np.append(below, above[1:])
-    figure = _new_figure((4.5, 3.2))
+    figure = new_figure((4.5, 3.2))
     axes = figure.subplots()
     axes.plot(rho_hat, kl_divergence(rho, rho_hat), color="black")
     axes.axvline(rho, color="grey", linewidth=0.8, linestyle="--")
@@ -236,7 +239,7 @@ def kl(rho: float = 0.2, path: PathLike | None = None) -> Figure:
     axes.set_xlabel(r"$\hat\rho_j$")
     axes.set_ylabel(r"$\mathrm{KL}(\rho\,\|\,\hat\rho_j)$")
     axes.set_title(rf"$\rho = {rho:g}$")
-    return _finish(figure, path)
+    return finish(figure, path)
 
 
 def network(net: MLP, path: PathLike | None = None) -> Figure:
@@ -278,7 +281,7 @@ def network(net: MLP, path: PathLike | None = None) -> Figure:
     has_bias = [isinstance(layer, Dense) and layer.bias for layer in net.layers[1:]] + [False]
     columns = [_column(units, bias) for units, bias in zip(net.sizes, has_bias, strict=True)]
     tallest = max(len(column) for column in columns)
-    figure = _new_figure((2.2 * (last + 1) + 0.8, 0.75 * tallest + 1.3))
+    figure = new_figure((2.2 * (last + 1) + 0.8, 0.75 * tallest + 1.3))
     axes = figure.subplots()
     for x, column in enumerate(columns):
         if x < last:
@@ -294,35 +297,12 @@ def network(net: MLP, path: PathLike | None = None) -> Figure:
     axes.set_xlim(-0.6, last + 1.3)
     axes.set_ylim(-(tallest / 2) - 1.1, tallest / 2 + 0.1)
     axes.set_axis_off()
-    return _finish(figure, path)
+    return finish(figure, path)
 
 
 _BIAS = "+1"
 _DOTS = "..."
 _ARROW = {"arrowstyle": "-|>", "color": "black", "linewidth": 0.8, "shrinkA": 0, "shrinkB": 0}
-
-
-def _new_figure(size: tuple[float, float], layout: Literal["constrained"] | None = "constrained") -> Figure:
-    """Return an empty figure of `size` inches that belongs to no pyplot state."""
-    import_extra("matplotlib", extra="plot")
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=size, dpi=_DPI, layout=layout)
-
-
-def _finish(figure: Figure, path: PathLike | None) -> Figure:
-    """Save the figure if asked to, and hand it on."""
-    if path is None:
-        return figure
-    text = path_text(path)
-    if os.path.isdir(text):
-        raise InvalidArgumentError(f"path: expected the name of a file, found that of a folder: {text!r}")
-    suffix = os.path.splitext(text)[1].lower()
-    known = figure.canvas.get_supported_filetypes()
-    if suffix[1:] not in known:
-        raise InvalidArgumentError(f"path: expected a name that ends in .{', .'.join(sorted(known))}; found {text!r}")
-    figure.savefig(text)
-    return figure
 
 
 def _draw_history(records: list[Iteration], above: Axes, below: Axes) -> None:
@@ -337,12 +317,32 @@ def _draw_history(records: list[Iteration], above: Axes, below: Axes) -> None:
         values = np.array([getattr(record, name) for record in records])
         if np.any(values > 0):
             above.plot(iterations, values, linewidth=1, marker=marker, label=name.replace("_", " "))
+    _draw_metrics(records, above, [name for name in _metrics(records) if _is_cost(name)], linestyle="--")
     above.legend()
     below.plot(iterations, [record.gradient_norm for record in records], "black", linewidth=1, marker=marker)
     below.xaxis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 5, 10], integer=True, min_n_ticks=1))
     for axes in (above, below):
         axes.set_yscale("log", nonpositive="mask")
         axes.grid(alpha=0.3)
+
+
+def _metrics(records: list[Iteration]) -> list[str]:
+    """Return the names of all metrics that are more than NaN."""
+    found = [item for record in records for item in record.metrics.items()]
+    return list(dict.fromkeys(name for name, value in found if not math.isnan(value)))
+
+
+def _is_cost(name: str) -> bool:
+    """Say whether a metric is of the cost's kind, positive and better the smaller, by its name."""
+    return name.endswith(("loss", "error"))
+
+
+def _draw_metrics(records: list[Iteration], axes: Axes, names: list[str], linestyle: str = "-") -> None:
+    iterations = [record.iteration for record in records]
+    marker = "." if len(records) <= _MOST_ITERATIONS_MARKED else None
+    for name in names:
+        values = [record.metrics.get(name, math.nan) for record in records]
+        axes.plot(iterations, values, linestyle, linewidth=1, marker=marker, label=name.replace("_", " "))
 
 
 def _image_shape(shape: tuple[int, int] | None, n_pixels: int) -> tuple[int, int]:

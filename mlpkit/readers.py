@@ -1,9 +1,4 @@
-"""Work that runs ahead in the background, and that whoever waits for it helps to finish.
-
-Threads that read and pack the next chunk while kernels compute on this one would take their cores from them in the
-middle of a sweep, where all threads wait for the slowest. So they have a low priority: they wait for the disk, and
-compute where a core is idle. What they have not done by then, the thread that needs it does with them.
-"""
+"""Work that runs ahead in the background, and that whoever waits for it helps to finish."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from mlpkit.checks import shown
 from mlpkit.errors import DataFileError, InvalidArgumentError, import_extra
 
-__all__ = ["RowSource", "open_rows"]
+__all__ = ["RowSource", "open_rows", "refuse_files"]
 
 _HDF5 = (".h5", ".hdf5")
 _WINDOW_BYTES = 1 << 20
@@ -292,6 +292,17 @@ def open_rows(values: Any, name: str) -> RowSource | None:
     if source is not None and source.dtype.kind not in "biuf":
         raise InvalidArgumentError(f"{name} must be an array of real numbers; found dtype {source.dtype}")
     return source
+
+
+def refuse_files(values: Any, name: str, why: str) -> None:
+    """Raise an error for what `open_rows` would open.
+
+    Examples
+    --------
+    >>> refuse_files([[1.0]], "X", "where there are metrics")
+    """
+    if open_rows(values, name) is not None:
+        raise InvalidArgumentError(f"{name} must be an array in memory {why}; found {type(values).__name__}")
 
 
 def _open(values: Any, name: str) -> RowSource | None:

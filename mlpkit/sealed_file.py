@@ -1,12 +1,14 @@
-r"""The seal of a model file: 512 bytes in front that say what follows, how much of it, and its SHA-256.
+r"""The seal of a file of mlpkit's: 512 bytes in front that say what follows, how much of it, and its SHA-256.
 
 HDF5 keeps no checksum of contiguous data, so without the digest most flipped bits would load as different, finite
 numbers; and with it, no byte reaches the HDF5 library of a file that was damaged by accident. It is no signature:
 whoever forges a file can compute it. The layout of the block is part of the format, see ``docs/model-format.md``.
 
 Reading goes through memory: the bytes that were hashed are the bytes that are parsed, whatever happens to the file
-meanwhile. Writing does not: the parameters go from the network straight into the file, which a thread reads back, and
+meanwhile. Writing does not: the numbers go from their arrays straight into the file, which a thread reads back, and
 hashes, while it is being written.
+
+There are two kinds of sealed files, models and checkpoints, told apart by the first line and each of its own version.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import stat
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from io import FileIO
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -26,29 +28,67 @@ from mlpkit.durable import write_all
 from mlpkit.paged_file import PagedFile
 from mlpkit.strict_hdf5 import refuse
 
-__all__ = ["FORMAT_VERSION", "MAX_FILE_BYTES", "SEAL_BYTES", "read_sealed", "write_sealed"]
+__all__ = ["CHECKPOINT", "MAX_FILE_BYTES", "MODEL", "SEAL_BYTES", "Kind", "kind_of", "read_sealed", "write_sealed"]
 
-FORMAT_VERSION = (1, 0)  # major, minor
 SEAL_BYTES = 512
 MAX_FILE_BYTES = 64 * 1024**3
 
-_MAGIC = b"mlpkit model\r\n\x1a\n"
+_LINE_ENDS = b"\r\n\x1a\n"  # which a transfer in text mode changes
 _HDF5 = b"\x89HDF\r\n\x1a\n"
-_PAGE = 64 * 1024**2  # given back one by one while parameters move to the network: large enough to be memory of its own
+_PAGE = 64 * 1024**2  # given back one by one while numbers move to their arrays: large enough to be memory of its own
 _BLOCK = 4 * 1024**2  # read, hashed and written at a time
 
 
-def seal(length: int, digest: str, version: tuple[int, int] = FORMAT_VERSION) -> bytes:
+class Kind(NamedTuple):
+    """What a sealed file is: the word that its first line ends in, its format's version, and what reads it."""
+
+    name: str
+    version: tuple[int, int]  # major, minor
+    use: str
+
+    @property
+    def magic(self) -> bytes:
+        """The first line."""
+        return b"mlpkit " + self.name.encode("ascii") + _LINE_ENDS
+
+
+MODEL = Kind("model", (1, 0), "mlpkit.load reads it")
+CHECKPOINT = Kind("checkpoint", (1, 0), "training goes on from it with fit(..., resume=...)")
+_KINDS = (MODEL, CHECKPOINT)
+
+
+def seal(kind: Kind, length: int, digest: str, version: tuple[int, int] | None = None) -> bytes:
     """Return the first 512 bytes of a file of `length` bytes, of which those that follow have this SHA-256."""
-    lines = f"format version {version[0]}.{version[1]}\nlength {length}\nsha256 {digest}\n"
-    return (_MAGIC + lines.encode("ascii")).ljust(SEAL_BYTES, b"\0")
+    major, minor = version or kind.version
+    lines = f"format version {major}.{minor}\nlength {length}\nsha256 {digest}\n"
+    return (kind.magic + lines.encode("ascii")).ljust(SEAL_BYTES, b"\0")
+
+
+def kind_of(path: str) -> Kind | None:
+    """Return what a regular file says it is in its first line, None for anything else; nothing is checked.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    """
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        return None
+    with open(path, "rb", buffering=0, opener=_open_at_once) as file:
+        head = bytearray(SEAL_BYTES)
+        _fill(file, memoryview(head))
+    return _kind_of_head(bytes(head))
+
+
+def _kind_of_head(head: bytes) -> Kind | None:
+    return next((kind for kind in _KINDS if head.startswith(kind.magic)), None)
 
 
 # ----------------------------------------------------------------------------------------- reading
 
 
-def read_sealed(path: str) -> tuple[PagedFile, tuple[int, int]]:
-    """Read a file into memory, once its seal is right; return it and its format version.
+def read_sealed(path: str, kind: Kind) -> tuple[PagedFile, tuple[int, int]]:
+    """Read a file of this kind into memory, once its seal is right; return it and its format version.
 
     In this order: a regular file; magic, version and length in the seal; the size, and that it is at most
     `MAX_FILE_BYTES`; the digest; the HDF5 signature.
@@ -66,7 +106,7 @@ def read_sealed(path: str) -> tuple[PagedFile, tuple[int, int]]:
         if not stat.S_ISREG(found.st_mode):
             refuse("file", "expected a regular file, found a folder, pipe or device")
         head = bytearray(SEAL_BYTES)
-        version, length = _read_seal(bytes(head[: _fill(file, memoryview(head))]))
+        version, length = _read_seal(bytes(head[: _fill(file, memoryview(head))]), kind)
         if found.st_size != length:
             what = "it is truncated" if found.st_size < length else "something follows its end"
             refuse("file", f"expected {length} bytes, found {found.st_size}: {what}")
@@ -74,7 +114,7 @@ def read_sealed(path: str) -> tuple[PagedFile, tuple[int, int]]:
             refuse("file", f"expected at most {MAX_FILE_BYTES} bytes, found {length}")
         image, digest = _read_hashed(file, length)
     # The seal is a function of what follows it, so one comparison covers all 512 bytes.
-    if b"".join(image.pieces(0, SEAL_BYTES)) != seal(length, digest, version):
+    if b"".join(image.pieces(0, SEAL_BYTES)) != seal(kind, length, digest, version):
         refuse("SHA-256 digest", "does not match the content: the file is damaged")
     if b"".join(image.pieces(SEAL_BYTES, SEAL_BYTES + len(_HDF5))) != _HDF5:
         refuse("HDF5 signature", f"missing at byte {SEAL_BYTES}")
@@ -113,25 +153,27 @@ def _read_hashed(file: FileIO, length: int) -> tuple[PagedFile, str]:
     return image, digest.hexdigest()
 
 
-def _read_seal(head: bytes) -> tuple[tuple[int, int], int]:
+def _read_seal(head: bytes, kind: Kind) -> tuple[tuple[int, int], int]:
     """Check a seal's magic and version and return the version and the file length that it states."""
     if not head:
         refuse("file", "is empty")
-    if not head.startswith(_MAGIC):
-        if _MAGIC.startswith(head):
+    if not head.startswith(kind.magic):
+        if kind.magic.startswith(head):
             refuse("user block", f"truncated after {len(head)} bytes")
         if head.startswith(_HDF5):
-            refuse("user block", "missing: an HDF5 file, but not an mlpkit model")
-        if head.startswith(b"mlpkit model"):
+            refuse("user block", f"missing: an HDF5 file, but not an mlpkit {kind.name}")
+        if (other := _kind_of_head(head)) is not None:
+            refuse("user block", f"an mlpkit {other.name}, not an mlpkit {kind.name}: {other.use}")
+        if head.startswith(kind.magic.removesuffix(_LINE_ENDS)):
             refuse("user block", "line ends changed: was the file transferred in text mode?")
-        refuse("user block", 'not an mlpkit model file (it does not begin with "mlpkit model")')
-    lines = head[len(_MAGIC) :].split(b"\n")
+        refuse("user block", f'not an mlpkit {kind.name} file (it does not begin with "mlpkit {kind.name}")')
+    lines = head[len(kind.magic) :].split(b"\n")
     found = re.fullmatch(rb"format version ([1-9][0-9]{0,8})\.(0|[1-9][0-9]{0,8})", lines[0])
     # Before anything else is looked at: a newer version may have changed all the rest.
-    if found and len(lines) > 1 and int(found[1]) > FORMAT_VERSION[0]:
+    if found and len(lines) > 1 and int(found[1]) > kind.version[0]:
         refuse(
             "format version",
-            f"the file has version {int(found[1])}.{int(found[2])}, this mlpkit reads up to {FORMAT_VERSION[0]}:"
+            f"the file has version {int(found[1])}.{int(found[2])}, this mlpkit reads up to {kind.version[0]}:"
             " update mlpkit to load it",
         )
     if len(head) < SEAL_BYTES:
@@ -147,8 +189,8 @@ def _read_seal(head: bytes) -> tuple[tuple[int, int], int]:
 # ----------------------------------------------------------------------------------------- writing
 
 
-def write_sealed(file: FileIO, content: Iterable[memoryview]) -> None:
-    """Write a whole file: `content`, in pieces, after the seal that it calls for.
+def write_sealed(file: FileIO, kind: Kind, content: Iterable[memoryview]) -> None:
+    """Write a whole file of a kind: `content`, in pieces, after the seal that it calls for.
 
     `content` begins where the seal ends. Each piece is looked at once, so that the digest is that of the bytes in the
     file even if somebody changes a network while it is saved.
@@ -169,7 +211,7 @@ def write_sealed(file: FileIO, content: Iterable[memoryview]) -> None:
         if length > _PAGE:
             os.fsync(file.fileno())  # most of the work, done while the rest is hashed
     file.seek(0)
-    write_all(file, seal(length, digest.hexdigest()))
+    write_all(file, seal(kind, length, digest.hexdigest()))
 
 
 def _hash_next(digest: Any, reader: FileIO, buffer: memoryview) -> None:

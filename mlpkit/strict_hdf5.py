@@ -10,16 +10,18 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any, NamedTuple, NoReturn
 
 import h5py
 import numpy as np
 
-from mlpkit.errors import ModelFormatError
+from mlpkit.errors import ModelFormatError, frames_to_the_caller
 
-__all__ = ["Encoding", "Extent", "StrictReader", "refuse"]
+__all__ = ["Encoding", "Extent", "StrictReader", "naming", "refuse", "warn_of_ignored"]
 
 _MAX_TEXT = 1024
 _MAX_IGNORED = 1000
@@ -29,6 +31,27 @@ _LINKS = {h5py.h5l.TYPE_SOFT: "a soft", h5py.h5l.TYPE_EXTERNAL: "an external"}
 def refuse(element: str, reason: str) -> NoReturn:
     """Raise the error that names an element of the file and why it is refused."""
     raise ModelFormatError(f"{element}: {reason}")
+
+
+@contextmanager
+def naming(path: str) -> Iterator[None]:
+    """Put the file's name before what is wrong with it."""
+    try:
+        yield
+    except ModelFormatError as error:
+        # Half surrogates, from a path or a forged name, could not be printed.
+        message = f"{path}: {error}".encode("utf-8", "backslashreplace").decode("utf-8")
+        raise ModelFormatError(message) from error.__cause__
+
+
+def warn_of_ignored(path: str, version: tuple[int, int], ignored: Sequence[str]) -> None:
+    """Say which elements of a newer minor version were not read."""
+    if ignored:
+        warnings.warn(
+            f"{path}: format version {version[0]}.{version[1]} is newer than this mlpkit, which does not know and "
+            f"ignores: {', '.join(ignored):.400}",
+            stacklevel=frames_to_the_caller(),
+        )
 
 
 class Encoding(NamedTuple):
@@ -95,7 +118,10 @@ class StrictReader:
         hdf5_type: h5py.h5t.TypeID,
         shape: tuple[int, ...] | None = None,
     ) -> tuple[Extent, tuple[int, ...]]:
-        """Check a member that must be a dataset of this type and shape (any, if None); say where its numbers lie."""
+        """Check a member that must be a dataset of this type and shape (any, if None); say where its numbers lie.
+
+        The shape () stands for a scalar.
+        """
         dataset = self._open(element, h5py.Dataset)
         self._check_attributes(dataset, element, encoding)
         _check_storage(dataset.id.get_create_plist(), element)
@@ -103,13 +129,16 @@ class StrictReader:
         if kind != hdf5_type or kind.committed():
             refuse(element, f"expected dtype {hdf5_type.dtype.str}, found another")
         space = dataset.id.get_space()
-        if space.get_simple_extent_type() != h5py.h5s.SIMPLE:
+        extent_type = space.get_simple_extent_type()
+        if shape == () and extent_type != h5py.h5s.SCALAR:
+            refuse(element, "expected a scalar, found an array or an empty dataspace")
+        if shape != () and extent_type != h5py.h5s.SIMPLE:
             refuse(element, "expected an array, found a scalar or an empty dataspace")
         found = space.get_simple_extent_dims()
         if shape is not None and found != shape:
             refuse(element, f"expected shape {shape}, found {found!s:.80}")
         n_bytes = math.prod(found) * hdf5_type.get_size()
-        start = dataset.id.get_offset()
+        start = dataset.id.get_offset() if n_bytes else 0  # nothing lies anywhere
         # A dataset that was never written takes no room, and would read as its fill value.
         if start is None or dataset.id.get_storage_size() != n_bytes or start + n_bytes > self._file_bytes:
             refuse(element, "its numbers are missing from the file")

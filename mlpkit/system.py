@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 
 from numba import threading_layer
@@ -27,6 +28,7 @@ def package_version(name: str) -> str:
         return "not installed"
 
 
+@cache  # a checkpoint may be written after every epoch, and reading packages' metadata takes milliseconds
 def versions() -> str:
     """Return the versions that matter for what is computed and written, in one line.
 

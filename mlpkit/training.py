@@ -1,143 +1,50 @@
-"""The training loop: an optimiser minimises an objective, and every iteration is put on record.
+"""Training: an optimiser minimises an objective in a loop that records, validates, saves and stops.
 
-`fit` is what `MLP.fit` calls. The network is given new parameters once, at the end; if anything
-goes wrong on the way (an error, Ctrl-C) it is given the last parameters that an iteration accepted,
-which are always finite.
+`fit` is what `MLP.fit` calls. The network is given new parameters once, at the end; if anything goes wrong on the way
+(an error, Ctrl-C, a divergence) it is given the last good ones, which are always finite.
 
-The optimiser works in float64 whatever the network's dtype, so a float32 network loses nothing
-between iterations but the rounding of each evaluation.
+Full-batch optimisers work in float64 whatever the network's dtype, so a float32 network loses nothing between
+iterations but the rounding of each evaluation. Stochastic ones work in the network's dtype.
 
-SciPy's and NumPy's BLAS is held to one thread from start to end: its idle threads would spin
-between evaluations and take the cores from the engine's.
+SciPy's and NumPy's BLAS is held to one thread from start to end: its idle threads would spin between evaluations and
+take the cores from the engine's.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any, cast
+import copy
+import os
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-from mlpkit.checks import check_flag, check_matrix
-from mlpkit.data import fingerprint
-from mlpkit.descent import norm
-from mlpkit.errors import InvalidArgumentError, import_extra
+from mlpkit.callbacks import Progress
+from mlpkit.checks import check_flag, check_integer, check_matrix
+from mlpkit.data import Data, fingerprint
+from mlpkit.early_stopping import EarlyStopping
+from mlpkit.errors import InvalidArgumentError
+from mlpkit.full_batch import FullBatch
+from mlpkit.history import FitResult
+from mlpkit.interrupts import interruptible
 from mlpkit.kernels.jit import blas_limited
+from mlpkit.loop import INTERRUPTED, Loop, Stop
+from mlpkit.mlp import MLP
+from mlpkit.monitor import Examples, Monitor, hold_out
 from mlpkit.objective import Objective
-from mlpkit.optimizers import LBFGS, Optimizer, Resumable, Snapshot, State, is_resumable
-from mlpkit.row_files import open_rows
+from mlpkit.optimizers import LBFGS, Optimizer
+from mlpkit.resuming import Saver, resume_from
+from mlpkit.row_files import refuse_files
+from mlpkit.run import Run, check_callbacks
+from mlpkit.stochastic import Adam, Stochastic
+from mlpkit.stochastic_training import StochasticTraining
 from mlpkit.system import versions
 
 if TYPE_CHECKING:
-    from mlpkit.mlp import MLP
     from mlpkit.weights import ClassWeight
 
-__all__ = ["FitResult", "History", "Iteration", "fit"]
-
-_SECONDS_BETWEEN_PROGRESS_LINES = 0.1
-
-
-@dataclass(frozen=True)
-class Iteration:
-    """What is recorded after one accepted iteration.
-
-    Attributes
-    ----------
-    iteration : int
-        Counts from 1.
-    cost : float
-        J at the accepted theta: the sum of the three terms that follow.
-    data, weight_decay, sparsity : float
-        The terms of J.
-    gradient_norm : float
-        The Euclidean norm of the gradient of J.
-    n_evaluations : int
-        Evaluations of J and its gradient since the start of the fit.
-    seconds : float
-        Time since the start of the fit.
-    iteration_seconds : float
-        Time since the previous iteration, or the start of the fit for the first.
-    n_hessian_products : int
-        Products of the Hessian and a vector since the start of the fit.
-    """
-
-    iteration: int
-    cost: float
-    data: float
-    weight_decay: float
-    sparsity: float
-    gradient_norm: float
-    n_evaluations: int
-    seconds: float
-    iteration_seconds: float
-    n_hessian_products: int = 0
-
-
-class History(list[Iteration]):
-    """The accepted iterations in order: a list of `Iteration` records.
-
-    Examples
-    --------
-    >>> record = Iteration(1, 0.5, 0.4, 0.1, 0.0, 0.02, 2, 0.003, 0.003)
-    >>> History([record]).to_dict()["cost"]
-    [0.5]
-    """
-
-    def to_dict(self) -> dict[str, list[Any]]:
-        """Return one list for each quantity, ready for JSON or ``pandas.DataFrame``."""
-        return {f.name: [getattr(record, f.name) for record in self] for f in fields(Iteration)}
-
-
-@dataclass(frozen=True)
-class FitResult:
-    """What `MLP.fit` returns.
-
-    Attributes
-    ----------
-    cost : float
-        J at the final parameters.
-    terms : dict of str to float
-        Its terms: ``"data"``, ``"weight_decay"`` and ``"sparsity"``.
-    n_iterations, n_evaluations : int
-        Accepted iterations; evaluations of J and its gradient.
-    reason : str
-        Why training stopped, in words.
-    seconds : float
-        How long it took.
-    history : History
-        One record for each accepted iteration.
-    n_hessian_products : int
-        Products of the Hessian and a vector.
-    """
-
-    cost: float
-    terms: dict[str, float]
-    n_iterations: int
-    n_evaluations: int
-    reason: str
-    seconds: float
-    history: History = field(repr=False)
-    n_hessian_products: int = 0
-
-    def __str__(self) -> str:
-        products = f"{self.n_hessian_products} Hessian products, " if self.n_hessian_products else ""
-        return (
-            f"{self.reason}\n"
-            f"J = {self.cost:.6g} ({_in_words(self.terms)})\n"
-            f"{self.n_iterations} iterations, {self.n_evaluations} evaluations, {products}"
-            f"{self.seconds:.2f} s"
-        )
-
-    def __repr__(self) -> str:
-        return (
-            f"FitResult(cost={self.cost:.6g}, n_iterations={self.n_iterations}, "
-            f"n_evaluations={self.n_evaluations}, seconds={self.seconds:.3g}, "
-            f"reason={self.reason!r})"
-        )
+__all__ = ["fit", "partial_fit"]
 
 
 def fit(
@@ -145,13 +52,22 @@ def fit(
     X: ArrayLike,
     Y: ArrayLike,
     *,
-    optimizer: Optimizer | None = None,
+    optimizer: Optimizer | Stochastic | None = None,
     sample_weight: ArrayLike | None = None,
     class_weight: ClassWeight | None = None,
     mask: ArrayLike | None = None,
-    progress: bool = False,
     keep_activations: bool | None = None,
     memory_limit: int | str | None = None,
+    validation: Any = None,
+    metrics: Any = None,
+    early_stopping: EarlyStopping | None = None,
+    callbacks: Any = None,
+    max_seconds: float | None = None,
+    max_evaluations: int | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    every: int | None = None,
+    resume: str | os.PathLike[str] | bool = False,
+    progress: bool = False,
 ) -> FitResult:
     """Minimise the network's objective on the examples, starting from its present parameters.
 
@@ -159,34 +75,8 @@ def fit(
     ----------
     net : MLP
         Its ``theta`` is where training starts, and receives the result.
-    X : array-like, shape (m, s_1)
-        Inputs, one example a row. Noise of the input layer is added to them here, once.
-    Y : array-like, shape (m, s_nl) or (m,)
-        Targets, or integer class labels for the cross-entropy loss. May be `X` itself.
-    optimizer : Optimizer, optional
-        `LBFGS` (its defaults if None), `ConjugateGradient`, `NewtonCG`, `TrustNCG`, `GradientDescent`, or any object
-        with such a ``minimize``.
-    sample_weight, class_weight, mask
-        Weights of examples and classes, and which targets count; as `mlpkit.Objective` takes them.
-    progress : bool
-        Show a line that follows the training; needs the extra ``mlpkit[progress]``.
-    keep_activations : bool, optional
-        Keep hidden activations between the two passes (True) or compute them twice (False); None
-        decides by memory. The result is the same to the bit.
-    memory_limit : int or str, optional
-        Bytes, or text such as ``"2GB"``; data that do not fit are read on every pass. As `mlpkit.Objective` takes it.
-
-    Returns
-    -------
-    FitResult
-
-    Raises
-    ------
-    InvalidArgumentError
-        Naming the argument, what was expected and what was found; also if J or its gradient is not
-        finite at the starting parameters.
-    MissingExtraError
-        If `progress` is True and rich is not installed.
+    X, Y, optimizer, validation, ...
+        See `MLP.fit`.
 
     Examples
     --------
@@ -197,61 +87,170 @@ def fit(
     >>> result.n_iterations, result.reason
     (5, 'max_iter reached')
     """
-    start = time.perf_counter()
-    chosen = LBFGS() if optimizer is None else optimizer
-    if isinstance(chosen, type) or not isinstance(chosen, Optimizer):
+    chosen = _check_optimizer(LBFGS() if optimizer is None else optimizer)
+    stochastic = isinstance(chosen, Stochastic)
+    told = check_callbacks(callbacks)
+    if early_stopping is not None:
+        if not isinstance(early_stopping, EarlyStopping):
+            raise InvalidArgumentError(f"early_stopping must be an EarlyStopping or None; found {early_stopping!r}")
+        told.append(early_stopping)
+    display = Progress() if check_flag(progress, "progress") else None
+    if stochastic and keep_activations is not None:
         raise InvalidArgumentError(
-            f"optimizer must be one such as LBFGS() or GradientDescent(alpha=0.1, max_iter=100); found {chosen!r}"
+            f"keep_activations must be None for a stochastic optimiser, whose batches are always kept; found "
+            f"{keep_activations!r}"
         )
-    progress = check_flag(progress, "progress")
-    with blas_limited(), _progress_line(progress, getattr(chosen, "max_iter", None)) as show:
-        objective = Objective(
-            net, _with_noise(net, X), Y, sample_weight, keep_activations, class_weight=class_weight, mask=mask,
-            memory_limit=memory_limit,
-        )  # fmt: skip
-        recorder = _Recorder(objective, start, show)
-        theta = np.array(net.theta, dtype=np.float64)
-        try:
-            final, reason = _minimize(chosen, recorder, theta)
-            recorder.finish(final)
-        except _DivergedError as error:
-            reason = str(error)
-        finally:
-            if recorder.good is not None:
-                net.theta = recorder.good.theta.astype(net.dtype)
-    good = recorder.good
-    assert good is not None
+    if stochastic and memory_limit is not None:
+        raise InvalidArgumentError(
+            f"memory_limit must be None for a stochastic optimiser, whose data are in memory; found {memory_limit!r}"
+        )
+    if not stochastic:
+        _refuse_dropout(net)
+    given = Examples(X, Y, sample_weight, mask)
+    generator = np.random.default_rng(np.random.SeedSequence(net.seed, spawn_key=(3,)))
+    train, held = hold_out(given, validation, generator)
+    run = Run(copy.copy(net), chosen, getattr(chosen, "max_iter", getattr(chosen, "max_epochs", None)))
+    with blas_limited():
+        training: FullBatch | StochasticTraining
+        if stochastic:
+            data = Data(net, train.X, train.Y, train.sample_weight, class_weight, train.mask)
+            training = StochasticTraining(net, data, chosen)
+        else:
+            noisy = partial(_with_noise, net, train.X)
+            weights = (train.sample_weight, keep_activations)
+            more = {"mask": train.mask, "memory_limit": memory_limit}
+            objective = Objective(net, noisy(), train.Y, *weights, class_weight=class_weight, **more)  # type: ignore[arg-type]
+            training = FullBatch(chosen, objective, noisy)
+        loop = Loop(run, told, Monitor(run.net, train, held, metrics), max_seconds, max_evaluations, display)
+        if checkpoint is None and every is not None:
+            raise InvalidArgumentError(f"every must be None where there is no checkpoint; found {every!r}")
+        if checkpoint is not None or resume is not False:
+            saver = Saver(net, chosen, training, [X, Y, sample_weight, mask, *(held or ())], class_weight)
+            if checkpoint is not None:
+                interval = 10 if every is None else check_integer(every, "every", low=1)
+                loop.save_every(interval, saver.to(checkpoint))
+            resume_from(resume, checkpoint, saver, loop)
+        data_fingerprint = fingerprint(X, Y)  # now, for it takes time that nobody has after Ctrl-C
+        reason = _train(net, training, loop)
+    terms = _terms(run.final) if run.restored else training.terms
     net.provenance = {
         "optimizer": repr(chosen)[:1000],
-        "iterations": len(recorder.history),
-        "evaluations": recorder.n_evaluations,
+        "iterations": loop.iteration,
+        "evaluations": loop.n_evaluations,
         "reason": reason,
-        "terms": good.terms,
+        "terms": {name: value if np.isfinite(value) else None for name, value in terms.items()},
         "seed": net.seed,
-        "examples": objective.n_examples,
-        "data": fingerprint(X, Y),
+        "examples": training.n_examples,
+        "data": data_fingerprint,
         "versions": versions(),
     }
     return FitResult(
-        cost=good.cost,
-        terms=good.terms,
-        n_iterations=len(recorder.history),
-        n_evaluations=recorder.n_evaluations,
+        cost=float(sum(terms.values())),
+        terms=terms,
+        n_iterations=loop.iteration,
+        n_evaluations=loop.n_evaluations,
         reason=reason,
-        seconds=time.perf_counter() - start,
-        history=recorder.history,
-        n_hessian_products=recorder.n_hessian_products,
+        seconds=loop.seconds,
+        history=run.history,
+        n_hessian_products=loop.n_hessian_products,
+        iteration=0 if run.final is None else run.final.iteration,
     )
 
 
-def _minimize(
-    optimizer: Optimizer, recorder: _Recorder, theta: NDArray[np.float64], state: State | None = None
-) -> tuple[NDArray[np.float64], str]:
-    """Run an optimiser, from a state of its own if there is one; after each iteration the recorder has a snapshot."""
-    if is_resumable(optimizer):
-        resumable = cast(Resumable, optimizer)
-        return resumable.minimize(recorder, theta, recorder.report, state=state, save=recorder.save)
-    return optimizer.minimize(recorder, theta, recorder.report)
+def _train(net: MLP, training: FullBatch | StochasticTraining, loop: Loop) -> str:
+    """Train until there is a reason to stop, and return it; give the network what is good, whatever happens."""
+
+    def cancel() -> None:  # called from another thread
+        loop.cancelled = True
+        training.cancel()
+
+    run = loop.run
+    with interruptible(cancel) as loop.interrupt:
+        try:
+            failure: BaseException | None = None
+            try:
+                loop.begin()
+                reason = training.train(loop)
+            except Stop as stop:
+                reason = str(stop)
+            except BaseException as error:
+                failure = error
+                raise
+            finally:
+                theta = training.theta
+                if np.isfinite(theta).all():  # as they are but in the middle of what a second Ctrl-C has cut short
+                    run.net.theta = theta
+                try:
+                    loop.end()
+                except Exception as error:
+                    if failure is None:
+                        raise
+                    failure.add_note(f"and then, at the end of training: {type(error).__name__}: {error}")
+        finally:
+            net.theta = run.net.theta
+    return INTERRUPTED if loop.interrupt.pending else reason
+
+
+def partial_fit(
+    net: MLP,
+    X: ArrayLike,
+    Y: ArrayLike,
+    *,
+    optimizer: Stochastic | None = None,
+    sample_weight: ArrayLike | None = None,
+    class_weight: ClassWeight | None = None,
+    mask: ArrayLike | None = None,
+) -> dict[str, float]:
+    """Go through the examples once, with what the optimiser remembers from the last call; see `MLP.partial_fit`.
+
+    Examples
+    --------
+    >>> import mlpkit
+    >>> net = mlpkit.MLP([mlpkit.Input(1), mlpkit.Dense(1, "identity")], seed=0)
+    >>> costs = [partial_fit(net, [[0.0], [1.0]], [1.0, 3.0], optimizer=Adam(0.5))["data"] for _ in range(20)]
+    >>> costs[-1] < 0.1 * costs[0]
+    True
+    """
+    chosen = Adam() if optimizer is None else optimizer
+    if not isinstance(chosen, Stochastic):
+        raise InvalidArgumentError(f"optimizer must be a stochastic one, such as Adam(); found {chosen!r}")
+    training = StochasticTraining(net, Data(net, X, Y, sample_weight, class_weight, mask), chosen)
+    known, state = net.partial_state
+    if known == chosen:
+        training.restore({**state, "theta": net.theta.astype(np.float64), "iteration": 0}, None, None)
+    with blas_limited():
+        loop = Loop(Run(copy.copy(net), chosen, 1), [], lambda heed: {})
+        training.max_epochs = 1
+        reason = _train(net, training, loop)
+    if loop.iteration:
+        net.partial_state = (chosen, training.state())
+    if reason == INTERRUPTED:
+        raise KeyboardInterrupt
+    if not loop.iteration:
+        raise InvalidArgumentError(f"optimizer {chosen!r}: {reason}")
+    return training.terms
+
+
+def _check_optimizer(optimizer: Any) -> Any:
+    if isinstance(optimizer, type) or not isinstance(optimizer, (Optimizer, Stochastic)):
+        raise InvalidArgumentError(
+            f"optimizer must be one such as LBFGS(), Adam() or GradientDescent(alpha=0.1, max_iter=100); found "
+            f"{optimizer!r}"
+        )
+    return optimizer
+
+
+def _refuse_dropout(net: MLP) -> None:
+    """Refuse dropout where the objective must stay the same from one evaluation to the next."""
+    for number, layer in enumerate(net.layers[1:], start=2):
+        if layer.dropout:  # type: ignore[union-attr]
+            raise InvalidArgumentError(
+                f"optimizer must be a stochastic one, such as Adam(), for a network with dropout (layer {number})"
+            )
+
+
+def _terms(record: Any) -> dict[str, float]:
+    return {name: record[name] for name in ("data", "weight_decay", "sparsity")}
 
 
 def _with_noise(net: MLP, X: ArrayLike) -> ArrayLike:
@@ -259,142 +258,6 @@ def _with_noise(net: MLP, X: ArrayLike) -> ArrayLike:
     noise = net.layers[0].noise  # type: ignore[union-attr]
     if noise is None:
         return X
-    if open_rows(X, "X") is not None:
-        raise InvalidArgumentError("X must be an array in memory where the input layer adds noise; found a file")
+    refuse_files(X, "X", "where the input layer adds noise")
     clean = check_matrix(X, "X", n_columns=net.sizes[0], dtype=net.dtype)
-    generator = np.random.default_rng(np.random.SeedSequence(net.seed, spawn_key=(1,)))
-    return noise.apply(clean, generator)
-
-
-class _DivergedError(Exception):
-    """An optimiser accepted a point that is not finite; the message is the reason for stopping."""
-
-
-@dataclass(frozen=True)
-class _Evaluated:
-    """A theta and what the objective said of it."""
-
-    theta: NDArray[np.float64]
-    cost: float
-    terms: dict[str, float]
-
-
-class _Recorder:
-    """Stands between optimiser and objective: counts, times, keeps the last good parameters."""
-
-    def __init__(self, objective: Objective, start: float, show: Any) -> None:
-        self.history = History()
-        self.n_evaluations = self.n_hessian_products = 0
-        self.good: _Evaluated | None = None
-        self.snapshot: Snapshot | None = None
-        self._objective = objective
-        self._dtype = objective.net.dtype
-        self._start = start
-        self._show = show
-        self._latest: _Evaluated | None = None
-
-    def __call__(self, theta: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
-        """Return J and its gradient in float64, remembering the terms."""
-        with np.errstate(over="ignore"):
-            rounded = np.asarray(theta, dtype=self._dtype)
-        self.n_evaluations += 1
-        if not np.isfinite(rounded).all():  # finite in float64, but not in float32
-            self._latest = _Evaluated(theta.copy(), np.nan, {})
-            return np.nan, np.full(theta.shape, np.nan)
-        terms, gradient = self._objective.terms_and_gradient(rounded)
-        cost = sum(terms.values())
-        self._latest = _Evaluated(theta.copy(), cost, terms)
-        gradient64 = np.asarray(gradient, dtype=np.float64)
-        if self.good is None and np.isfinite(cost) and np.isfinite(gradient64).all():
-            self.good = self._latest  # the starting point
-        return cost, gradient64
-
-    def hessian_vector_product(self, theta: NDArray[np.float64], v: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return the product of the Hessian of J and v in float64."""
-        self.n_hessian_products += 1
-        with np.errstate(over="ignore"):
-            rounded = (np.asarray(array, dtype=self._dtype) for array in (theta, v))
-            return np.asarray(self._objective.hessian_vector_product(*rounded), dtype=np.float64)
-
-    def save(self, snapshot: Snapshot) -> None:
-        """Keep what makes the optimiser's state after the iteration that is about to be reported."""
-        self.snapshot = snapshot
-
-    def report(self, theta: NDArray[np.float64], cost: float, gradient: NDArray[np.float64]) -> None:
-        """Put an accepted iteration on record."""
-        number = len(self.history) + 1
-        if not (np.isfinite(cost) and np.isfinite(theta).all() and np.isfinite(gradient).all()):
-            raise _DivergedError(f"diverged: J = {cost} after iteration {number}; the parameters before it are kept")
-        self.good = self._at(theta)
-        seconds = time.perf_counter() - self._start
-        before = self.history[-1].seconds if self.history else 0.0
-        record = Iteration(
-            iteration=number,
-            cost=float(cost),
-            gradient_norm=norm(gradient),
-            n_evaluations=self.n_evaluations,
-            seconds=seconds,
-            iteration_seconds=seconds - before,
-            n_hessian_products=self.n_hessian_products,
-            **self.good.terms,
-        )
-        self.history.append(record)
-        self._show(record)
-
-    def finish(self, theta: NDArray[np.float64]) -> None:
-        """Take what the optimiser returned, which a user's own may not have reported."""
-        final = self._at(np.asarray(theta, dtype=np.float64))
-        if np.isfinite(final.cost):
-            self.good = final
-
-    def _at(self, theta: NDArray[np.float64]) -> _Evaluated:
-        for known in (self._latest, self.good):
-            if known is not None and np.array_equal(known.theta, theta):
-                return known
-        self(theta)
-        assert self._latest is not None
-        return self._latest
-
-
-@contextmanager
-def _progress_line(wanted: bool, max_iter: int | None) -> Iterator[Any]:
-    """Give a function that shows one `Iteration`, in a line rewritten in place on stderr."""
-    if not wanted:
-        yield lambda record: None
-        return
-    import_extra("rich", extra="progress")  # so that the error names the package, not a part of it
-    console = import_extra("rich.console", extra="progress").Console(stderr=True)
-    live_line = import_extra("rich.live", extra="progress").Live
-    text = import_extra("rich.text", extra="progress").Text
-
-    def line(record: Iteration) -> Any:
-        # Cut short rather than wrapped in a narrow terminal: what matters least comes last.
-        return text(_line(record, max_iter), no_wrap=True, overflow="ellipsis")
-
-    # Refreshed by hand: rich's own refreshing would be one more thread beside the engine's.
-    with live_line(console=console, auto_refresh=False) as live:
-        shown = latest = None
-
-        def show(record: Iteration) -> None:
-            nonlocal shown, latest
-            latest = record
-            if shown is None or record.seconds - shown >= _SECONDS_BETWEEN_PROGRESS_LINES:
-                shown = record.seconds
-                live.update(line(record), refresh=True)
-
-        yield show
-        if latest is not None:
-            live.update(line(latest), refresh=True)
-
-
-def _line(record: Iteration, max_iter: int | None) -> str:
-    # Short, for all of it should fit into the 80 columns of many a terminal.
-    of = f"/{max_iter}" if max_iter is not None else ""
-    return (
-        f"{record.iteration}{of}  {record.seconds:.0f} s  J {record.cost:.5g} = data {record.data:.3g} "
-        f"+ decay {record.weight_decay:.3g} + KL {record.sparsity:.3g}  grad {record.gradient_norm:.1e}"
-    )
-
-
-def _in_words(terms: dict[str, float]) -> str:
-    return " + ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in terms.items())
+    return noise.apply(clean, np.random.default_rng(np.random.SeedSequence(net.seed, spawn_key=(1,))))

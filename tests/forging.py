@@ -1,4 +1,4 @@
-"""Model files changed at will: through HDF5 or byte by byte, with a seal that is right all the same.
+"""Model and checkpoint files changed at will: through HDF5 or byte by byte, with a seal that is right all the same.
 
 `seal` writes the first 512 bytes anew, as docs/model-format.md specifies them, so that a forged file gets past the
 digest and must be refused for what it contains.
@@ -12,17 +12,19 @@ import h5py
 import numpy as np
 
 MAGIC = b"mlpkit model\r\n\x1a\n"
+CHECKPOINT_MAGIC = b"mlpkit checkpoint\r\n\x1a\n"
 
 
-def seal(image, version="1.0"):
-    """An HDF5 image with a right seal."""
+def seal(image, version="1.0", magic=None):
+    """An HDF5 image with a right seal: of the kind that it is, unless told otherwise."""
+    magic = magic or (CHECKPOINT_MAGIC if image.startswith(CHECKPOINT_MAGIC) else MAGIC)
     head = f"format version {version}\nlength {len(image)}\nsha256 "
     head += hashlib.sha256(image[512:]).hexdigest() + "\n"
-    return (MAGIC + head.encode()).ljust(512, b"\0") + image[512:]
+    return (magic + head.encode()).ljust(512, b"\0") + image[512:]
 
 
 def forged(image, edit, version="1.0"):
-    """A model file's bytes after an edit through HDF5; a wrong seal if the edit wants that."""
+    """A file's bytes after an edit through HDF5; a wrong seal if the edit wants that."""
     buffer = io.BytesIO(image)
     with h5py.File(buffer, "r+") as file:
         edit(file)
@@ -30,7 +32,7 @@ def forged(image, edit, version="1.0"):
 
 
 def forge(path, edit, version="1.0"):
-    """Change a model file through HDF5 and make its seal right again."""
+    """Change a file through HDF5 and make its seal right again."""
     path.write_bytes(forged(path.read_bytes(), edit, version))
 
 

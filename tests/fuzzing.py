@@ -1,9 +1,10 @@
-"""Model files changed at random, and loaded in processes that may crash, hang or eat memory without harm.
+"""Model and checkpoint files changed at random, and read in processes that may crash, hang or eat memory without harm.
 
-A mutation is told by its seed alone: `mutated(seed)` gives its bytes again, in any process. Most are sealed with a
-right digest, and many have the checksums of HDF5's metadata made right too, so that they get deep into the library.
+A mutation is told by its kind of file and its seed alone: `mutated(seed)` gives its bytes again, in any process. Most
+are sealed with a right digest, and many have the checksums of HDF5's metadata made right too, so that they get deep
+into the library.
 
-As a program, ``python tests/fuzzing.py FIRST COUNT`` tries so many and prints what was wrong.
+As a program, ``python tests/fuzzing.py FIRST COUNT [checkpoint]`` tries so many and prints what was wrong.
 """
 
 import contextlib
@@ -27,7 +28,8 @@ import h5py
 import hdf5_bytes
 import numpy as np
 
-FOLDER = Path(__file__).parent / "data" / "format_v1"
+DATA = Path(__file__).parent / "data"
+FOLDERS = {"model": DATA / "format_v1", "checkpoint": DATA / "checkpoint_v1"}
 NUMBERS = [0, 1, 2, 7, 8, 255, 2**16 - 1, 2**31 - 1, 2**32 - 1, 2**40, 2**63 - 1, 2**63, 2**64 - 1]
 SECONDS_FOR_ONE = 20
 SPARE_BYTES = 2**29
@@ -35,30 +37,31 @@ BATCH = 250
 
 
 @cache
-def bases():
+def bases(kind="model"):
     """Right files, as mlpkit writes them and in HDF5's oldest format, whose metadata have no checksums."""
     found = []
-    for path in sorted(FOLDER.glob("*.h5")):
+    for path in sorted(FOLDERS[kind].glob("*.h5")):
         buffer = io.BytesIO()
         with h5py.File(path) as ours, h5py.File(buffer, "w", userblock_size=512, libver="earliest") as old:
             for name in ours:
                 ours.copy(name, old)
             for name, value in ours.attrs.items():
                 old.attrs[name] = value
-        found += [path.read_bytes(), forging.seal(buffer.getvalue())]
+        magic = forging.CHECKPOINT_MAGIC if kind == "checkpoint" else forging.MAGIC
+        found += [path.read_bytes(), forging.seal(buffer.getvalue(), magic=magic)]
     return found
 
 
-def mutated(seed):
+def mutated(seed, kind="model"):
     """The bytes of one mutation."""
     rng = random.Random(seed)
-    image = rng.choice(bases())
-    kind = rng.random()
-    if kind < 0.1:
+    image = rng.choice(bases(kind))
+    way = rng.random()
+    if way < 0.1:
         return scrambled(rng, image, 0)
-    if kind < 0.35:
+    if way < 0.35:
         image = scrambled(rng, image, 512)
-    elif kind < 0.7:
+    elif way < 0.7:
         image = with_strange_messages(rng, image)
     else:
         image = restructured(rng, image)
@@ -223,31 +226,58 @@ EDITS = [
 # ----------------------------------------------------------------------------------------- one attempt
 
 
-def attempt(path):
-    """Load a file; return what is wrong with the outcome, which is one network or a `ModelFormatError`."""
+def attempt(path, kind="model"):
+    """Read a file; return what is wrong with the outcome, which is what is in it or a `ModelFormatError`."""
     import mlpkit
+    from mlpkit.checkpoint import read_checkpoint
 
     try:
         with warnings.catch_warnings(action="ignore"):
-            net = mlpkit.load(path)
+            found = read_checkpoint(path) if kind == "checkpoint" else mlpkit.load(path)
     except mlpkit.ModelFormatError as error:
         str(error).encode()
         return None if len(str(error)) < 2000 else f"a message of {len(str(error))} characters"
     except BaseException as error:
         return f"{type(error).__name__}: {error}"
     with h5py.File(path) as file:
-        numbers = [
-            file[f"parameters/{number}/{name}"][()].reshape(-1)
-            for number in range(1, len(net.layers))
-            for name in "Wb"
-            if f"parameters/{number}/{name}" in file
-        ]
-        theta = np.concatenate(numbers)
-        if theta.dtype != net.dtype or theta.tobytes() != net.theta.tobytes():
-            return "other numbers than those in the file"
-        config = json.loads(file["config"][()].tobytes())
-        if any(config[key] != value for key, value in net.config().items() if key != "layers"):
-            return "another configuration than that in the file"
+        return unlike_checkpoint(file, found) if kind == "checkpoint" else unlike_model(file, found)
+
+
+def unlike_checkpoint(file, found):
+    """Say what is not as it is in the file, if anything."""
+    if json.loads(file["config"][()].tobytes()) != found.config:
+        return "another configuration than that in the file"
+    pairs = [(file["theta"], found.theta)]
+    for state in ("optimizer", "loop"):
+        values, there = json.loads(file[f"{state}/values"][()].tobytes()), getattr(found, state)
+        if list(values) != list(there):
+            return "other names than those in the file"
+        for name, value in there.items():
+            if not isinstance(value, np.ndarray):
+                if value != values[name] or type(value) not in (int, str):
+                    return f"another {name} than that in the file"
+            else:
+                pairs.append((file[f"{state}/arrays/{name}"], value))
+    for dataset, array in pairs:
+        if (dataset.shape, dataset.dtype) != (array.shape, array.dtype) or dataset[()].tobytes() != array.tobytes():
+            return f"other numbers than those of {dataset.name}"
+    return None if np.isfinite(found.theta).all() else "a theta that is not finite"
+
+
+def unlike_model(file, net):
+    """Say what is not as it is in the file, if anything."""
+    numbers = [
+        file[f"parameters/{number}/{name}"][()].reshape(-1)
+        for number in range(1, len(net.layers))
+        for name in "Wb"
+        if f"parameters/{number}/{name}" in file
+    ]
+    theta = np.concatenate(numbers)
+    if theta.dtype != net.dtype or theta.tobytes() != net.theta.tobytes():
+        return "other numbers than those in the file"
+    config = json.loads(file["config"][()].tobytes())
+    if any(config[key] != value for key, value in net.config().items() if key != "layers"):
+        return "another configuration than that in the file"
     return None
 
 
@@ -259,15 +289,16 @@ def work():
         mmap.mmap(os.open(sys.argv[2], os.O_RDWR), 8) as progress,
         tempfile.TemporaryDirectory(dir=_memory()) as folder,
     ):
-        bases()
+        kind = sys.argv[3]
+        bases(kind)
         limit_memory()
-        path = os.path.join(folder, "model.h5")
+        path = os.path.join(folder, f"{kind}.h5")
         for line in sys.stdin:
             wrong = []
             for seed in range(*map(int, line.split())):
                 progress[:] = struct.pack("<Q", seed)
-                Path(path).write_bytes(mutated(seed))
-                if (problem := attempt(path)) is not None:
+                Path(path).write_bytes(mutated(seed, kind))
+                if (problem := attempt(path, kind)) is not None:
                     wrong.append((seed, problem))
             print(json.dumps(wrong), flush=True)
 
@@ -292,7 +323,8 @@ def limit_memory():
 class Worker:
     """A process that tries mutations, replaced when it dies or hangs."""
 
-    def __init__(self, folder):
+    def __init__(self, folder, kind):
+        self.kind = kind
         self.progress = Path(folder) / f"progress{id(self)}"
         self.progress.write_bytes(bytes(8))
         self.waiting = threading.Thread()
@@ -300,7 +332,7 @@ class Worker:
         self.start()
 
     def start(self):
-        command = [sys.executable, __file__, "--work", str(self.progress)]
+        command = [sys.executable, __file__, "--work", str(self.progress), self.kind]
         pipe = subprocess.PIPE
         self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True)
 
@@ -344,7 +376,7 @@ class Worker:
         return code
 
 
-def fuzz(first, count, n_workers=2):
+def fuzz(first, count, n_workers=2, kind="model"):
     """Try `count` mutations from the seed `first` on; return those that end otherwise than they should, and how."""
     batches = queue.Queue()
     for start in range(first, first + count, BATCH):
@@ -357,7 +389,7 @@ def fuzz(first, count, n_workers=2):
                 wrong.extend(worker.try_all(*batches.get_nowait()))
 
     with tempfile.TemporaryDirectory() as folder:
-        workers = [Worker(folder) for _ in range(n_workers)]
+        workers = [Worker(folder, kind) for _ in range(n_workers)]
         threads = [threading.Thread(target=run, args=(worker,)) for worker in workers]
         for thread in threads:
             thread.start()
@@ -373,5 +405,5 @@ if __name__ == "__main__":
     if sys.argv[1] == "--work":
         work()
     else:
-        for seed, problem in fuzz(int(sys.argv[1]), int(sys.argv[2])):
+        for seed, problem in fuzz(int(sys.argv[1]), int(sys.argv[2]), kind=(*sys.argv[3:], "model")[0]):
             print(seed, problem)

@@ -2,18 +2,17 @@
 
 import builtins
 import errno
-import io
 import os
 import stat
 import subprocess
 import sys
-import types
 from pathlib import Path
 
 import pytest
+from faults import ERRORS, Faults
 
 import mlpkit
-from mlpkit import MLP, Dense, Input, durable, sealed_file
+from mlpkit import MLP, Dense, Input, durable
 from mlpkit.durable import replace_file
 from mlpkit.errors import InvalidArgumentError
 
@@ -31,65 +30,11 @@ def holds(path, seed):
 # ------------------------------------------------------------------- every system call, every answer
 
 
-class Faults:
-    """Counts the system calls that saving makes, and answers one of them with an error.
-
-    That one is told by its number among all, from 0, or by its name and its number among those of the name, from 1.
-    """
-
-    def __init__(self, monkeypatch, fail_at=None, error=None):
-        self.calls, self.fail_at, self.error, self.failed = [], fail_at, error, None
-        for module in (durable, sealed_file):
-            monkeypatch.setattr(module, "os", self.proxy(os, "os"))
-            monkeypatch.setattr(module, "open", self.open, raising=False)
-        monkeypatch.setattr(durable, "fcntl", self.proxy(durable.fcntl, "fcntl"))
-
-    def count(self, name):
-        self.calls.append(name)
-        if self.fail_at in (len(self.calls) - 1, (name, self.calls.count(name))):
-            self.failed = name
-            raise self.error
-
-    def proxy(self, module, label):
-        """Stand in for a module whose functions are system calls."""
-        watched = {"stat", "fstat", "lstat", "access", "open", "close", "fsync", "replace", "unlink", "scandir"}
-        watched |= {"fchmod", "fchown", "flock"}
-        stand_in = types.ModuleType(label)
-        for name, value in vars(module).items():
-            setattr(stand_in, name, self.counted(value, f"{label}.{name}") if name in watched else value)
-        return stand_in
-
-    def counted(self, function, name):
-        def call(*arguments, **keywords):
-            self.count(name)
-            return function(*arguments, **keywords)
-
-        return call
-
-    def open(self, path, mode, buffering=-1, **options):
-        count = self.count
-        count("open")
-
-        class Traced(io.FileIO):
-            def write(self, data):
-                count("write")
-                return super().write(data[: max(1, len(data) // 2)])  # the system may always take less
-
-            def readinto(self, buffer):
-                count("read")
-                return super().readinto(buffer)
-
-        return Traced(path, mode.replace("b", ""), **options)
-
-
 def calls_of_a_save(path, monkeypatch):
     with monkeypatch.context() as patch:
         faults = Faults(patch)
         small_net(2).save(path)
     return faults.calls
-
-
-ERRORS = [OSError(number, os.strerror(number)) for number in (errno.ENOSPC, errno.EIO, errno.EPERM, errno.EROFS)]
 
 
 @POSIX

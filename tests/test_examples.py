@@ -71,6 +71,20 @@ def test_denoising_repairs_better_than_a_network_that_never_saw_noise():
     assert denoising < 0.7 * plain < 0.7 * damaged
 
 
+def test_stacked_autoencoder_gains_by_fine_tuning():
+    pytest.importorskip("sklearn")
+    found = load(EXAMPLES / "stacked_autoencoder_mnist.py").main(small=True)
+    assert found["before fine-tuning"] > 0.9
+    assert found["after fine-tuning"] > max(0.95, found["before fine-tuning"])
+
+
+def test_self_taught_features_tell_digits_apart_that_they_were_not_learnt_from():
+    pytest.importorskip("sklearn")
+    found = load(EXAMPLES / "self_taught_mnist.py").main(small=True)
+    assert found["features", 1e-4] > 0.92
+    assert min(found.values()) > 0.9
+
+
 def test_scipy_minimize_reaches_one_minimum_by_every_method():
     costs = load(EXAMPLES / "scipy_minimize.py").main(small=True)
     assert set(costs) == {"L-BFGS-B", "CG", "BFGS"}

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
@@ -119,10 +120,37 @@ def test_code_that_was_imported_before_an_edit_is_not_kept_as_that_of_the_edited
     assert float.fromhex(edited) == pytest.approx(1 / (1 + np.exp(-4.0)))
 
 
-@pytest.mark.parametrize(("suffix", "content"), [("nbi", b""), ("nbc", b"not a pickle")], ids=["index", "code"])
-def test_a_damaged_cache_costs_one_compile(package_copy, suffix, content):
+def test_code_for_two_dtypes_lies_in_two_files_whoever_compiles_first():
+    """Numba numbers files, so two processes that compile at once can take one number and run each other's code."""
+    from mlpkit.kernels.jit import _DataFiles
+
+    with TemporaryDirectory() as folder:
+        one, other = _DataFiles(folder, "sweep"), _DataFiles(folder, "sweep")
+        assert one.load("float32") is other.load("float64") is None  # both find nothing, and compile
+        one.save("float32", "code for float32")
+        other.save("float64", "code for float64")
+        assert _DataFiles(folder, "sweep").load("float32") == "code for float32"
+        assert _DataFiles(folder, "sweep").load("float64") == "code for float64"
+
+
+def test_code_of_other_sources_is_removed(monkeypatch):
+    from mlpkit.kernels import jit
+
+    with TemporaryDirectory() as folder:
+        monkeypatch.setattr(jit, "_FINGERPRINT", "a" * 64)
+        jit._DataFiles(folder, "sweep").save("float32", "old")
+        monkeypatch.setattr(jit, "_FINGERPRINT", "b" * 64)
+        files = jit._DataFiles(folder, "sweep")
+        assert files.load("float32") is None
+        files.save("float32", "new")
+        assert files.load("float32") == "new"
+        assert len(list(Path(folder).iterdir())) == 1
+
+
+@pytest.mark.parametrize("content", [b"", b"not a pickle"], ids=["empty", "not a pickle"])
+def test_a_damaged_cache_costs_one_compile(package_copy, content):
     cold, _ = run(PREDICT, package_copy)
-    damaged = list(package_copy.rglob(f"*.{suffix}"))
+    damaged = list(package_copy.rglob("*.nbc"))
     assert damaged
     for file in damaged:
         file.write_bytes(content)

@@ -1,5 +1,7 @@
 """Pictures: what is in the figures, and that drawing leaves the program around it alone."""
 
+import math
+import os
 import subprocess
 import sys
 
@@ -9,7 +11,7 @@ import pytest
 import mlpkit
 from mlpkit import plotting
 from mlpkit.errors import InvalidArgumentError, MissingExtraError
-from mlpkit.training import Iteration
+from mlpkit.history import History, Iteration
 
 pytest.importorskip("matplotlib")
 
@@ -100,6 +102,35 @@ def test_training_leaves_out_terms_that_are_zero_and_takes_a_result():
     result = net.fit([[0.0, 1.0], [1.0, 0.0]], [0.2, 0.8], optimizer=mlpkit.LBFGS(max_iter=3))
     above, _ = plotting.training(result).axes
     assert [line.get_label() for line in above.lines] == ["cost J", "data"]
+
+
+def test_training_draws_metrics_of_the_costs_kind_with_it_and_others_apart():
+    metrics = [
+        {"validation_loss": 0.5, "validation_accuracy": 0.25, "mean_squared_error": 0.1, "validation_r2": math.nan},
+        {"validation_loss": 0.25, "mean_squared_error": 0.2, "validation_r2": math.nan},
+        {"validation_loss": 0.125, "validation_accuracy": 0.75, "mean_squared_error": 0.3, "validation_r2": math.nan},
+    ]
+    records = History(metrics_of(i + 1, **metrics[i]) for i in range(3))
+    above, middle, below = plotting.training(records).axes
+    assert [axes.get_ylabel() for axes in (above, middle, below)] == ["cost", "metrics", "gradient norm"]
+    labels = [line.get_label() for line in above.lines]
+    assert labels == ["cost J", "data", "weight decay", "sparsity", "validation loss", "mean squared error"]
+    assert above.lines[4].get_ydata().tolist() == [0.5, 0.25, 0.125]
+    (line,) = middle.lines  # and none for what is NaN throughout
+    assert line.get_label() == "validation accuracy"
+    np.testing.assert_array_equal(line.get_ydata(), [0.25, math.nan, 0.75])
+    assert [axes.get_yscale() for axes in (above, middle, below)] == ["log", "linear", "log"]
+    assert below.get_xlabel() == "iteration"
+
+
+def test_training_has_no_axes_for_metrics_that_there_are_not():
+    records = History(metrics_of(i, validation_loss=1 / i, validation_r2=math.nan) for i in (1, 2, 3))
+    above, _ = plotting.training(records).axes
+    assert above.lines[-1].get_label() == "validation loss"
+
+
+def metrics_of(i, **metrics):
+    return Iteration(i, 1 / i, 0.5 / i, 0.3 / i, 0.2 / i, 0.1, i, 0.1, 0.1, metrics=metrics)
 
 
 def test_training_without_an_iteration_says_so():
@@ -223,6 +254,25 @@ def test_a_path_that_names_no_picture_is_refused(tmp_path, name):
     with pytest.raises(InvalidArgumentError, match=f"path: expected .*{tmp_path}/{name}"):
         plotting.kl(path=f"{tmp_path}/{name}")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_picture_replaces_another_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = tmp_path / "kl.png"
+    path.write_bytes(b"old")
+    with path.open("rb") as viewer:
+        plotting.kl(path=path)
+        assert viewer.read() == b"old"
+    before = path.read_bytes()
+    assert before.startswith(b"\x89PNG")
+
+    def fail(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match=r"No space left on device.*the file there is as it was"):
+        plotting.kl(rho=0.3, path=path)
+    assert path.read_bytes() == before
+    assert os.listdir(tmp_path) == ["kl.png"]
 
 
 def test_the_suffix_may_be_in_capitals(tmp_path):

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import re
 import subprocess
 import sys
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,9 +12,10 @@ from scipy.optimize import minimize
 from threadpoolctl import threadpool_info
 
 import mlpkit
-from mlpkit import LBFGS, MLP, ConjugateGradient, Dense, GradientDescent, Input, KLSparsity, Objective, errors, training
+from mlpkit import LBFGS, MLP, ConjugateGradient, Dense, GradientDescent, Input, KLSparsity, Objective, errors
 from mlpkit.errors import InvalidArgumentError, MissingExtraError
-from mlpkit.training import FitResult, History, Iteration, fit
+from mlpkit.history import FitResult, History, Iteration
+from mlpkit.training import fit
 
 
 def data(m=40, seed=0):
@@ -58,29 +57,6 @@ def test_fit_is_the_optimiser_on_the_objective(optimizer):
     np.testing.assert_array_equal(net.theta, expected)
     assert [record.cost for record in result.history] == [cost for _, cost, _ in reported]
     assert (result.cost, result.n_iterations, result.reason) == (reported[-1][1], 25, reason)
-
-
-@pytest.mark.parametrize("dtype", ["float64", "float32"])
-@pytest.mark.parametrize("optimizer", [LBFGS(max_iter=12), ConjugateGradient(max_iter=12), GradientDescent(0.1, 12)])
-def test_an_optimiser_goes_on_from_what_the_recorder_kept(optimizer, dtype):
-    X, Y = data()
-    net = network(dtype)
-    objective, start = Objective(net, X, Y), net.theta.astype(np.float64)
-
-    def record(optimizer, state=None):
-        recorder = training._Recorder(objective, 0.0, lambda record: None)
-        theta, reason = training._minimize(optimizer, recorder, start, state)
-        return theta, reason, recorder
-
-    whole, reason, recorder = record(optimizer)
-    costs = [record.cost for record in recorder.history]
-    for k in (1, 5, 11):
-        _, _, first = record(replace(optimizer, max_iter=k))
-        theta, why, rest = record(optimizer, first.snapshot())
-        np.testing.assert_array_equal(theta, whole)
-        assert why == reason
-        assert [record.cost for record in (*first.history, *rest.history)] == costs
-        assert first.n_evaluations + rest.n_evaluations == recorder.n_evaluations
 
 
 def test_lbfgs_is_scipys_but_for_rounding():
@@ -331,26 +307,6 @@ def test_progress_is_a_line_on_stderr(capsys):
     assert "6/6  " in err
     network().fit(X, Y, optimizer=LBFGS(max_iter=6))
     assert capsys.readouterr() == ("", "")
-
-
-@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
-def test_the_progress_line_shows_every_term_in_80_columns(scale):
-    record = Iteration(12345, 0.98765 * scale, 0.543 * scale, 0.321e-5 * scale, 0.123 * scale, 0.01, 1, 1234.5, 0.1)
-    shown = training._line(record, 15000)[:80]
-    assert f"data {0.543 * scale:.3g} + decay {0.321e-5 * scale:.3g} + KL {0.123 * scale:.3g}" in shown
-    # The demo's line, whole.
-    line = training._line(Iteration(400, 0.456789, 0.34567, 0.0567891, 0.00543211, 1.2e-3, 450, 12.3, 0.1), 400)
-    assert line == "400/400  12 s  J 0.45679 = data 0.346 + decay 0.0568 + KL 0.00543  grad 1.2e-03"
-    assert len(line) <= 80
-
-
-def test_progress_fills_no_more_than_one_line(capsys, monkeypatch):
-    pytest.importorskip("rich")
-    monkeypatch.setenv("COLUMNS", "80")
-    X, Y = data()
-    network().fit(X, Y, optimizer=LBFGS(max_iter=6), progress=True)
-    (line,) = capsys.readouterr().err.splitlines()
-    assert re.fullmatch(r"6/6  \d+ s  J \S+ = data \S+ \+ decay \S+ \+ KL \S+  grad \S+\s*", line)
 
 
 def test_progress_without_rich_names_the_extra(monkeypatch):

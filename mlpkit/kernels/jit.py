@@ -11,6 +11,9 @@ import contextlib
 import hashlib
 import logging
 import os
+import pickle
+import re
+import secrets
 import threading
 import warnings
 import weakref
@@ -20,10 +23,12 @@ from pathlib import Path
 from types import FunctionType
 from typing import Any
 
+import llvmlite
 import numba
 from numba.core import config
 from numba.core.caching import CompileResultCacheImpl, FunctionCache, NullCache, _Cache
 from numba.core.ccallback import CFunc
+from numba.core.serialize import dumps
 from threadpoolctl import ThreadpoolController
 
 from mlpkit.checks import check_integer
@@ -136,12 +141,53 @@ class _FingerprintedCacheImpl(CompileResultCacheImpl):
         self._locator.get_source_stamp = fingerprint
 
 
+class _DataFiles:
+    """A kernel's compiled code on disk, each in a file named after what it was compiled from and for.
+
+    Numba numbers the files and lists them in an index, so two processes that compile at once can take one number, and
+    each later runs the other's code. Here they can only write the same file twice.
+    """
+
+    def __init__(self, folder: str, base: str) -> None:
+        self._folder = Path(folder)
+        self._base = f"{base}-{(_FINGERPRINT or '')[:12]}"
+        self._all = re.sub(r"-\d+(\.py\d+)", r"-*\1", base) + "-*.nbc"  # wherever in its file the kernel stands
+
+    def _path(self, key: Any) -> Path:
+        digest = hashlib.sha256(repr((key, numba.__version__, llvmlite.__version__)).encode()).hexdigest()
+        return self._folder / f"{self._base}-{digest[:24]}.nbc"
+
+    def load(self, key: Any) -> Any:
+        try:
+            content = self._path(key).read_bytes()
+        except FileNotFoundError:
+            return None
+        return pickle.loads(content)
+
+    def save(self, key: Any, data: Any) -> None:
+        path = self._path(key)
+        temporary = path.with_suffix(f".{secrets.token_hex(8)}.tmp")
+        try:
+            temporary.write_bytes(dumps(data))
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        for other in self._folder.glob(self._all):
+            if not other.name.startswith(self._base):  # of other sources: an earlier release, or before an edit
+                other.unlink(missing_ok=True)
+
+    def flush(self) -> None:
+        for path in self._folder.glob(f"{self._base}-*.nbc"):
+            path.unlink(missing_ok=True)
+
+
 class _FunctionCache(FunctionCache):
     _impl_class = _FingerprintedCacheImpl
 
     def __init__(self, py_func: Callable[..., Any], key: str) -> None:
         super().__init__(py_func)
         self._key = key
+        self._cache_file: Any = _DataFiles(self._cache_path, self._impl.filename_base)
 
     def _index_key(self, sig: Any, codegen: Any) -> Any:
         # The default key hashes a closure's cells, which for compiled functions differ in each process.
@@ -166,7 +212,7 @@ class _FingerprintedCache(_Cache):
         return self._opened
 
     def _discard(self) -> None:
-        """Start over with an empty index, so that the next run finds a cache in order; or with none."""
+        """Start over with an empty cache, so that the next run finds one in order; or with none."""
         try:
             self._open().flush()
         except Exception:

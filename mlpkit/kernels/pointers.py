@@ -16,6 +16,7 @@ __all__ = [
     "call_losses",
     "call_output",
     "call_output_curvature",
+    "call_penalty",
     "choose",
     "claim",
     "pointer",
@@ -119,3 +120,14 @@ def call_curvature(typingctx, address, z, a, rz, ra, g, rg, rows, panels):
 def call_output_curvature(typingctx, address, z, a, y, rz, ra, delta, rdelta, rows, panels):
     """Call a loss's tile function: void(z, a, y, rz, ra, delta, rdelta, rows, panels)."""
     return _caller(types.void, 7, 2)(address, z, a, y, rz, ra, delta, rdelta, rows, panels)
+
+
+@intrinsic
+def call_penalty(typingctx, address, mean, order):
+    """Call a penalty on mean activations: float64(mean, order), its value for order 0 and its derivative for 1."""
+
+    def codegen(context, builder, signature, values):
+        function_type = ir.FunctionType(ir.DoubleType(), [ir.DoubleType(), ir.IntType(64)])
+        return builder.call(builder.inttoptr(values[0], function_type.as_pointer()), values[1:])
+
+    return types.float64(types.intp, types.float64, types.int64), codegen

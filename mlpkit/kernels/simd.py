@@ -32,13 +32,15 @@ from mlpkit.kernels.pointers import shift
 __all__ = [
     "BITS",
     "VECTORS",
+    "Emitter",
     "accumulate_outer",
     "accumulate_sums",
     "affine",
     "affine_narrow",
     "affine_onto",
     "lanes",
-    "transpose",
+    "mask_of_zip",
+    "vector_mask",
 ]
 
 _I32, _I64 = ir.IntType(32), ir.IntType(64)
@@ -85,7 +87,7 @@ def lanes(dtype: Any) -> int:
 # Emitting vectors ----------------------------------------------------------------------------------------------
 
 
-class _Emitter:
+class Emitter:
     """LLVM instructions on vectors of one element type."""
 
     def __init__(self, builder, element):
@@ -96,22 +98,26 @@ class _Emitter:
         self.type = ir.VectorType(element, self.width)
 
     def offset(self, pointer, n):
+        """Return the address n elements further on."""
         return self.builder.gep(pointer, [n if isinstance(n, ir.Value) else ir.Constant(_I64, n)])
 
     def load(self, pointer, type_=None):
+        """Load a register, or what the type says."""
         type_ = self.type if type_ is None else type_
         instruction = self.builder.load(self.builder.bitcast(pointer, type_.as_pointer()))
         instruction.align = self.bytes
         return instruction
 
     def store(self, value, pointer):
+        """Store a register."""
         instruction = self.builder.store(value, self.builder.bitcast(pointer, value.type.as_pointer()))
         instruction.align = self.bytes
 
     def splat(self, scalar):
+        """Return a register with the number in each lane."""
         undefined = ir.Constant(self.type, ir.Undefined)
         first = self.builder.insert_element(undefined, scalar, ir.Constant(_I32, 0))
-        return self.builder.shuffle_vector(first, undefined, _mask([0] * self.width))
+        return self.builder.shuffle_vector(first, undefined, vector_mask([0] * self.width))
 
     def fma(self, a, b, c):
         """Emit a * b + c, fused where the host can (fmuladd never calls a slow library function)."""
@@ -147,20 +153,21 @@ class _Emitter:
                 high = [i for i in range(n) if i % group >= group // 2]
                 folded.append(
                     self.builder.fadd(
-                        self.builder.shuffle_vector(a, b, _mask(low)),
-                        self.builder.shuffle_vector(a, b, _mask(high)),
+                        self.builder.shuffle_vector(a, b, vector_mask(low)),
+                        self.builder.shuffle_vector(a, b, vector_mask(high)),
                     )
                 )
             vectors, group = folded, group // 2
         return vectors
 
 
-def _mask_of_zip(width, half):
+def mask_of_zip(width, half):
     """Lanes of two vectors taken in turn: the first or the second half of the result."""
     return [half * width // 2 + i // 2 + width * (i % 2) for i in range(width)]
 
 
-def _mask(indices):
+def vector_mask(indices):
+    """Return the constant that a shuffle picks lanes by."""
     return ir.Constant(ir.VectorType(_I32, len(indices)), indices)
 
 
@@ -188,27 +195,6 @@ def _loop(builder, count, initial, step):
     return carried
 
 
-@intrinsic
-def transpose(typingctx, source, source_stride, target, target_stride):
-    """Copy a square of WIDTH x WIDTH numbers from rows source_stride apart to columns, rows target_stride apart."""
-    signature = types.void(source, types.intp, target, types.intp)
-
-    def codegen(context, builder, signature, arguments):
-        source, source_stride, target, target_stride = arguments
-        v = _Emitter(builder, context.get_value_type(signature.args[0].dtype))
-        width = v.width
-        rows = [v.load(v.offset(source, builder.mul(source_stride, ir.Constant(_I64, i)))) for i in range(width)]
-        # Each pass zips row i with row i + width / 2: as many passes as bits in an index turn (row, column) around.
-        for _ in range(width.bit_length() - 1):
-            pairs = zip(rows[: width // 2], rows[width // 2 :], strict=True)
-            rows = [builder.shuffle_vector(a, b, _mask(_mask_of_zip(width, h))) for a, b in pairs for h in (0, 1)]
-        for i, row in enumerate(rows):
-            v.store(row, v.offset(target, builder.mul(target_stride, ir.Constant(_I64, i))))
-        return context.get_dummy_value()
-
-    return signature, codegen
-
-
 # The broadcast product -----------------------------------------------------------------------------------------
 
 
@@ -221,7 +207,7 @@ def _make_affine_block(rows, n_vectors):
 
         def codegen(context, builder, signature, arguments):
             depth, resume, W, row_stride, column_stride, bias, u, x, z = arguments
-            v = _Emitter(builder, context.get_value_type(signature.args[2].dtype))
+            v = Emitter(builder, context.get_value_type(signature.args[2].dtype))
             panel = n_vectors * v.width
             cells = [(j, i) for j in range(rows) for i in range(n_vectors)]
             places = [v.offset(z, j * panel + i * v.width) for j, i in cells]
@@ -333,7 +319,7 @@ def _make_outer_block(rows, columns, *, wide=False):
 
         def codegen(context, builder, signature, arguments):
             panels, d, d_panel, x, x_panel, g, g_stride = arguments
-            v = _Emitter(builder, context.get_value_type(signature.args[1].dtype))
+            v = Emitter(builder, context.get_value_type(signature.args[1].dtype))
             panel = _SHAPE.vectors * v.width
             total = ir.VectorType(ir.DoubleType(), v.width) if wide else v.type
 

@@ -48,9 +48,10 @@ __all__ = [
 # W[j, k - 1]; whether W is that of an earlier layer, transposed, and the next layer that shares it (-1: none); rows
 # before a, z (the same where z is not kept) and delta in their sections, before the units in the vector of slopes,
 # and, of the output layer, before the second part of its delta in scratch; whether its mean activations are penalised;
-# addresses of its tile functions.
-N_IN, N_OUT, W, B, ROW, COLUMN, TIED, NEXT, A, Z, D, U, MORE, SPARSE, FORWARD, PULLBACK = range(16)
-PLAN_COLUMNS = 16
+# addresses of its tile functions; rows before what the layer above sees (a itself where nothing is dropped) and, where
+# it is a times a mask, before the mask (-1: none).
+N_IN, N_OUT, W, B, ROW, COLUMN, TIED, NEXT, A, Z, D, U, MORE, SPARSE, FORWARD, PULLBACK, SEEN, MASK = range(18)
+PLAN_COLUMNS = 18
 
 
 @kernel
@@ -62,7 +63,7 @@ def _place(section, row, units, n_lanes):
 
 @kernel
 def layer_place(network, layer, column, sections, n_lanes):
-    """Return the address of a dense layer's a or z (as `column` says)."""
+    """Return the address of a dense layer's a, z, mask or what is seen of it (as `column` says)."""
     plan, n_kept = network[0], network[1]
     kept, span, scratch = sections
     section = kept if layer < n_kept else span if layer < plan.shape[0] - 1 else scratch
@@ -83,13 +84,18 @@ def forward_strip(network, first, stop, x, sections, panels, n_lanes):
     ones, zeros = at(constants, 0), at(constants, constants.size // 2)
     for layer in range(first, stop):
         n_in, n_out = plan[layer, N_IN], plan[layer, N_OUT]
-        below = x if layer == 0 else layer_place(network, layer - 1, A, sections, n_lanes)
+        below = x if layer == 0 else layer_place(network, layer - 1, SEEN, sections, n_lanes)
         z = layer_place(network, layer, Z, sections, n_lanes)
         a = layer_place(network, layer, A, sections, n_lanes)
         bias = at(theta, plan[layer, B]) if plan[layer, B] >= 0 else zeros
         row, column = plan[layer, ROW], plan[layer, COLUMN]
         affine(at(theta, plan[layer, W]), row, column, n_out, n_in, bias, ones, 0, below, z, panels, n_lanes)
         call_elementwise(plan[layer, FORWARD], z, a, a, n_out, panels)
+        if plan[layer, MASK] >= 0:
+            mask = layer_place(network, layer, MASK, sections, n_lanes)
+            seen = layer_place(network, layer, SEEN, sections, n_lanes)
+            for i in range(panels * n_out * n_lanes):
+                seen[i] = a[i] * mask[i]
 
 
 @kernel
@@ -164,6 +170,10 @@ def propagate(network, penalties, weights, sections, panels, n_lanes):
         term, row, column = at(slopes, plan[layer - 1, U]), plan[layer, ROW], plan[layer, COLUMN]
         transposed = at(theta, plan[layer, W])
         affine(transposed, column, row, n_in, n_out, term, weights, n_lanes, delta, below, panels, n_lanes)
+        if plan[layer - 1, MASK] >= 0:
+            mask = layer_place(network, layer - 1, MASK, sections, n_lanes)
+            for i in range(panels * n_in * n_lanes):
+                below[i] *= mask[i]
         z = layer_place(network, layer - 1, Z, sections, n_lanes)
         a = layer_place(network, layer - 1, A, sections, n_lanes)
         if strengths[layer - 1] != 0:
@@ -203,12 +213,12 @@ def add_rows(network, layer, begin, end, x, sections, gradient, panels, n_lanes)
     n_out = plan[layer, N_OUT]
     delta = shift(delta_place(network, layer, sections, n_lanes), begin * n_lanes)
     if plan[layer, TIED] == 0:
-        below = x if layer == 0 else layer_place(network, layer - 1, A, sections, n_lanes)
+        below = x if layer == 0 else layer_place(network, layer - 1, SEEN, sections, n_lanes)
         W_rows = shift(gradient, plan[layer, W] + begin * plan[layer, N_IN])
         add_products(delta, n_out, below, plan[layer, N_IN], end - begin, W_rows, panels, n_lanes)
         other = plan[layer, NEXT]
         while other >= 0:
-            a = shift(layer_place(network, other - 1, A, sections, n_lanes), begin * n_lanes)
+            a = shift(layer_place(network, other - 1, SEEN, sections, n_lanes), begin * n_lanes)
             d = delta_place(network, other, sections, n_lanes)
             add_products(a, plan[other, N_IN], d, plan[other, N_OUT], end - begin, W_rows, panels, n_lanes)
             other = plan[other, NEXT]

@@ -8,8 +8,9 @@ deltas behind. A *span* is the strips whose parts of the gradient are then added
 - Where it is large, threads share the strips of one span, then share out the gradient's rows, each summed over the
   whole span by one thread; spans follow one another, and there is one gradient.
 
-Threads take work from a shared counter. All sums belong to a piece, or to a row of the gradient, and are added in a
-fixed order, so results do not depend on the number of threads or on who took what.
+Threads take work from a shared counter, counter[0]. Where another thread of Python makes counter[1] other than 0, they
+stop within milliseconds, and what a sweep returns is to be thrown away. All sums belong to a piece, or to a row of the
+gradient, and are added in a fixed order, so results do not depend on the number of threads or on who took what.
 
 Arguments travel in groups, those of strips.py and:
 
@@ -44,7 +45,7 @@ def _forward_worker(network, tiling, part, memory, X, weights, sums, counter, wo
     keep, kept = memory
     while True:
         piece = claim(counter)
-        if piece >= sums.shape[0]:
+        if piece >= sums.shape[0] or counter[1] != 0:
             break
         if fresh:
             sums[piece] = 0
@@ -90,7 +91,7 @@ def _piece_worker(network, tiling, part, memory, data, output, penalties, gradie
     keep, kept, span, scratch = memory
     while True:
         place = claim(counter)
-        if place >= n_pieces:
+        if place >= n_pieces or counter[1] != 0:
             break
         piece = first_piece + place
         if fresh:
@@ -151,7 +152,7 @@ def _strip_worker(network, tiling, begin, memory, data, output, penalties, losse
     end = min(begin + capacity, n_panels)
     while True:
         first = begin + claim(counter) * strip
-        if first >= end:
+        if first >= end or counter[1] != 0:
             break
         place = first - begin
         kept_section = (at(kept, 0), n_panels if keep else capacity, first if keep else place)
@@ -182,7 +183,7 @@ def _row_worker(network, tiling, begin, memory, X, gradient, counter, n_workers)
         rows = max(1, work // (6 * n_workers * cost))
         rows = min((rows + 5) // 6 * 6, 96)
         for j in range(0, plan[layer, N_OUT], rows):
-            if block == mine:
+            if block == mine and counter[1] == 0:
                 end = min(j + rows, plan[layer, N_OUT])
                 add_rows(network, layer, j, end, x, sections, at(gradient, 0), panels, n_lanes)
                 mine = claim(counter)
@@ -204,6 +205,8 @@ def _gradient_by_rows(
             gradient[worker * n // n_workers : (worker + 1) * n // n_workers] = 0
     n_panels, _, capacity, _ = tiling
     for begin in range(0, n_panels, capacity):
+        if counter[1] != 0:
+            break
         counter[0] = 0
         for worker in prange(n_workers):
             _strip_worker(network, tiling, begin, memory, data, output, penalties, losses, counter, worker)

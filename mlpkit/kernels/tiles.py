@@ -24,7 +24,8 @@ from numpy.typing import NDArray
 from mlpkit.kernels import simd
 from mlpkit.kernels.jit import get_num_threads, kernel, launch
 from mlpkit.kernels.pointers import at, pointer, shift
-from mlpkit.kernels.simd import VECTORS, transpose
+from mlpkit.kernels.simd import VECTORS
+from mlpkit.kernels.transposes import transpose
 
 __all__ = ["CHUNK", "Cut", "aligned_empty", "cut", "empty_panels", "pack", "pack_panels", "unpack_panels"]
 

@@ -1,0 +1,112 @@
+"""The rules by which a stochastic optimiser moves the parameters; `mlpkit.stochastic` has their formulas.
+
+Arguments are grouped as steps.py says.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from mlpkit.kernels.jit import ELEMENTWISE, REDUCTION, kernel
+from mlpkit.kernels.strips import N_IN, N_OUT, TIED, B, W
+
+__all__ = [
+    "ADAGRAD",
+    "ADAM",
+    "ADAMW",
+    "MOMENTUM",
+    "NESTEROV",
+    "RMSPROP",
+    "SGD",
+    "clip",
+    "finish_gradient",
+    "update_parameters",
+    "update_share",
+]
+
+SGD, MOMENTUM, NESTEROV, RMSPROP, ADAGRAD, ADAM, ADAMW = range(7)
+
+
+@kernel(fastmath=REDUCTION)
+def finish_gradient(theta, gradient, begin, end, scale, decay, largest):
+    """gradient[begin:end] becomes that of J, its numbers clipped to +-largest if that is above 0; return its square."""
+    square = gradient.dtype.type(0)
+    if largest > 0:
+        for i in range(begin, end):
+            gradient[i] = min(max(gradient[i] * scale + decay * theta[i], -largest), largest)
+    else:
+        for i in range(begin, end):
+            gradient[i] = gradient[i] * scale + decay * theta[i]
+    for i in range(begin, end):
+        square += gradient[i] * gradient[i]
+    return np.float64(square)
+
+
+@kernel
+def update_share(network, update, step, gradient, factor, worker, n_workers):
+    """Update a worker's share of the parameters of each layer."""
+    plan, theta = network[0], network[2]
+    decay = update[5]
+    for layer in range(plan.shape[0]):
+        n = plan[layer, N_IN] * plan[layer, N_OUT] if plan[layer, TIED] == 0 else 0
+        w = plan[layer, W]
+        begin, end = w + worker * n // n_workers, w + (worker + 1) * n // n_workers
+        update_parameters(theta, gradient, begin, end, update, step, decay[layer], factor)
+        if plan[layer, B] >= 0 and worker == 0:
+            b = plan[layer, B]
+            update_parameters(theta, gradient, b, b + plan[layer, N_OUT], update, step, factor - factor, factor)
+
+
+@kernel(fastmath=ELEMENTWISE)
+def update_parameters(theta, gradient, begin, end, update, step, decay, factor):
+    """Move theta[begin:end] by one step of the rule; see `mlpkit.stochastic` for the formulas.
+
+    decay: lambda of these parameters, which only AdamW takes here; factor: what clipping multiplies the gradient by.
+    """
+    kind, settings, rates, first, second, _, _ = update
+    a, b, eps = settings[0], settings[1], settings[2]
+    rate, first_correction, second_correction = rates[step, 0], rates[step, 1], rates[step, 2]
+    one = theta.dtype.type(1)  # a Python number would make float32 double
+    fresh, rest = one - a, one - b
+    if kind in (ADAM, ADAMW):
+        keep = one - rate * decay if kind == ADAMW else one
+        for i in range(begin, end):
+            g = gradient[i] * factor
+            first[i] = a * first[i] + fresh * g
+            second[i] = b * second[i] + rest * (g * g)
+            move = first[i] * first_correction / (np.sqrt(second[i] * second_correction) + eps)
+            theta[i] = keep * theta[i] - rate * move
+    elif kind == SGD:
+        for i in range(begin, end):
+            theta[i] -= rate * (gradient[i] * factor)
+    elif kind == MOMENTUM:
+        for i in range(begin, end):
+            first[i] = a * first[i] + gradient[i] * factor
+            theta[i] -= rate * first[i]
+    elif kind == NESTEROV:
+        for i in range(begin, end):
+            g = gradient[i] * factor
+            first[i] = a * first[i] + g
+            theta[i] -= rate * (g + a * first[i])
+    elif kind == RMSPROP:
+        for i in range(begin, end):
+            g = gradient[i] * factor
+            second[i] = a * second[i] + fresh * (g * g)
+            theta[i] -= rate * g / (np.sqrt(second[i]) + eps)
+    else:
+        for i in range(begin, end):
+            g = gradient[i] * factor
+            second[i] += g * g
+            theta[i] -= rate * g / (np.sqrt(second[i]) + eps)
+
+
+@kernel
+def clip(squares, bound):
+    """Return the gradient's squared norm, and what makes its norm at most `bound` where that is above 0."""
+    total = 0.0
+    for i in range(squares.size):
+        total += squares[i]
+    factor = 1.0
+    if bound > 0 and total > bound * bound:
+        factor = bound / np.sqrt(total)
+    return total, factor

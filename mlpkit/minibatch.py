@@ -1,0 +1,361 @@
+"""Mini-batch training of one network on one data set: the state of a stochastic optimiser, and its compiled steps.
+
+Steps run in slices, each one call of the engine that takes some 50 ms, so that Python gets to look at the clock, at
+Ctrl-C and at whether all is still finite. Where slices begin and end changes nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mlpkit.data import Data
+from mlpkit.descent import State
+from mlpkit.divergence import first_failure
+from mlpkit.errors import InvalidArgumentError
+from mlpkit.kernels import steps
+from mlpkit.kernels.jit import get_num_threads, launch
+from mlpkit.kernels.tiles import aligned_empty
+from mlpkit.mlp import MLP
+from mlpkit.objective import Objective
+from mlpkit.optimizer_state import StateReader
+from mlpkit.penalties import KLSparsity
+from mlpkit.plan import Plan
+from mlpkit.schedules import rates_at
+from mlpkit.stochastic import Stochastic
+
+__all__ = ["MiniBatches", "Slice"]
+
+_SLICE_SECONDS = 0.05
+_SLICES_BETWEEN_TRIALS = 20
+_SECONDS_BETWEEN_COPIES = 0.5  # of the parameters, to go back to
+_SERIAL_WORK = 750_000  # multiplications in a step; below that, handing work to threads takes longer than doing it
+_ROWS = 4096  # that are made noisy, or go forward, at once
+_STATE_VERSION = 1
+
+
+class _Pace:
+    """Decides how many steps to take at once, on how many threads.
+
+    Threads meet several times a step, and where other programs keep the cores busy, each meeting waits for the last to
+    get one: then one thread is faster than many, by far. So both are timed, over and over. The bits are the same.
+    """
+
+    def __init__(self, most_workers: int) -> None:
+        self._most_workers = most_workers
+        self._seconds: dict[int, float] = {}
+        self._slices = 0
+
+    def next(self) -> tuple[int, int]:
+        """Return a number of threads, and of steps."""
+        choices = {1, min(get_num_threads(), self._most_workers)}
+        untried = choices - self._seconds.keys()
+        if untried:
+            return max(untried), 1
+        best = min(choices, key=self._seconds.__getitem__)
+        self._slices += 1
+        if self._slices % _SLICES_BETWEEN_TRIALS == 0:
+            best = min(choices - {best}, default=best)
+        return best, max(1, int(_SLICE_SECONDS / self._seconds[best]))
+
+    def took(self, workers: int, n_steps: int, seconds: float) -> None:
+        """Take note of a slice."""
+        self._seconds[workers] = seconds / n_steps
+
+
+class Slice(NamedTuple):
+    """What a slice of steps brought."""
+
+    n_steps: int
+    n_examples: int
+    sums: NDArray[np.float64]  # for each step: the weighted losses, L1 penalties, and what penalties on means add to J
+    gradient_norm: float = 0.0  # of its last step
+    failure: str | None = None  # what became infinite or NaN first; the parameters are then those before the last step
+
+
+class MiniBatches:
+    """A network's parameters, and what a stochastic optimiser knows of them, on their way.
+
+    Parameters
+    ----------
+    net : MLP
+        Where to start; it is not changed.
+    data : Data
+        Checked examples.
+    optimizer : Stochastic
+        The rule.
+
+    Attributes
+    ----------
+    theta : ndarray
+        The parameters, in the network's dtype.
+    epoch, step : int
+        Whole epochs and steps taken.
+    """
+
+    def __init__(self, net: MLP, data: Data, optimizer: Stochastic) -> None:
+        self._net, self._optimizer = net, optimizer
+        dtype = net.dtype
+        self._rows = data.rows()
+        self._n = data.n_examples
+        self._size = size = min(optimizer.batch_size, self._n)
+        self.steps_an_epoch = -(-self._n // size)
+        self.total_weight = data.total_weight
+        self._plan = plan = Plan(net.layers, dtype, size, net.loss, dropout=True)
+        self.theta = net.theta.copy()
+        first, second = optimizer.moments
+        self._moments = tuple(np.zeros(plan.n_parameters if there else 0, dtype) for there in (first, second))
+        self.epoch = self.step = 0
+        self._noise = net.layers[0].noise  # type: ignore[union-attr]
+        self._X = self._rows.X
+        seed = net.seed if optimizer.seed is None else optimizer.seed
+        self._generator = np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed, spawn_key=(2,))))
+        self._dropout_seed = int(self._generator.integers(1 << 62))
+        self._running = np.zeros(plan.n_units + 1)
+        self._running[-1] = -1.0 if optimizer.rho_hat_momentum is None else optimizer.rho_hat_momentum
+        self._arrays = (self.theta, *self._moments, self._running)
+        self._running_known = optimizer.rho_hat_momentum is None or not plan.sparse
+        self._prepare(data.largest_weight)
+
+    def _prepare(self, largest_weight: float) -> None:
+        """Set up what the engine works with."""
+        plan, dtype, rows, size = self._plan, self._net.dtype, self._rows, self._size
+        lanes = plan.lanes
+        panels = -(-size // lanes)
+        multiplications = 3 * size * sum(block.n_in * block.n_out for block in plan.blocks)
+        workers = 1 if multiplications < _SERIAL_WORK else panels
+        self._pace = _Pace(workers)
+        n_in, n_out = plan.blocks[0].n_in, plan.blocks[-1].n_out
+        same, masked = rows.X is rows.Y and self._noise is None, rows.elements.size > 0
+
+        def panel(n: int) -> NDArray[Any]:
+            return aligned_empty(panels * lanes * n, dtype)
+
+        self._tiles = (
+            panel(n_in), panel(0 if same else n_out), panel(1), panel(n_out if masked else 0),
+            np.zeros((workers, lanes), np.uint32),
+        )  # fmt: skip
+        self._memory = (
+            panel(max(1, plan.kept_rows)), panel(plan.span_rows),
+            aligned_empty(workers * plan.scratch_rows * lanes, dtype).reshape(workers, -1),
+        )  # fmt: skip
+        self._network = (plan.rows(), plan.n_kept, self.theta, plan.constants())
+        self._output = plan.output_address()
+        sparse, numbers = _penalty_tables(plan)
+        self._penalties = (
+            np.zeros(plan.n_units, dtype), np.array([layer.l1_strength for layer in plan.dense], dtype),
+            sparse, numbers, self._running, float(np.finfo(dtype).max / (16.0 * largest_weight)),
+        )  # fmt: skip
+        drops = [layer.dropout for layer in plan.dense]
+        self._drops = any(drops)
+        self._thresholds = np.array([min(round(p * 2.0**32), 2**32 - 1) for p in drops], np.uint32)
+        self._factors = np.array([1.0 / (1.0 - p) for p in drops], dtype)
+        optimizer = self._optimizer
+        bounds = (optimizer.clip_norm or 0.0, optimizer.clip_value or 0.0)
+        self._settings = np.array([*optimizer.constants, *bounds], dtype)
+        self._scale = dtype.type(self._n / (size * self.total_weight))
+        self._work = (
+            np.zeros(plan.n_parameters, dtype), np.zeros((panels, 2)), np.zeros((panels, plan.n_units)),
+            np.zeros(plan.n_units), np.zeros(2 * plan.n_units), np.zeros(2, np.int64),
+        )  # fmt: skip
+
+    def run_epoch(
+        self, look: Callable[[], None] = lambda: None, most: Callable[[], int] = lambda: sys.maxsize
+    ) -> Iterator[Slice]:
+        """Take the steps of one epoch, a slice at a time; one with a failure is the last.
+
+        Parameters
+        ----------
+        look : callable
+            Called every now and then while no slice is yielded; what it raises ends the epoch.
+        most : callable
+            Returns how many steps the next slice may have, at least 1.
+        """
+        self._start_running_mean(look)
+        self._draw_noise(look)
+        order = self._rows.used
+        if self._optimizer.shuffle:
+            order = self._generator.permutation(order)
+        safe, safe_at = self._remember(), time.perf_counter()
+        first = self.step
+        while self.step < first + self.steps_an_epoch:
+            workers, count = self._pace.next()
+            count = min(count, first + self.steps_an_epoch - self.step, max(1, most()))
+            start = time.perf_counter()
+            if start - safe_at > _SECONDS_BETWEEN_COPIES:
+                safe, safe_at = self._remember(), start
+            record, n_examples = self._advance(order, first, count, workers)
+            self._pace.took(workers, count, time.perf_counter() - start)
+            if not self._finite(record):
+                began = self.step - count
+                failure = self._find_failure(order, first, safe, workers, look)
+                yield Slice(self.step + 1 - began, 0, np.empty((0, 3)), failure=failure)
+                return
+            yield Slice(count, n_examples, record[:, :3], float(np.sqrt(record[-1, 3])))
+        self.epoch += 1
+
+    def _draw_noise(self, look: Callable[[], None]) -> None:
+        """Make the epoch's noisy inputs."""
+        if self._noise is None:
+            return
+        clean = self._rows.X
+        if self._X is clean:
+            self._X = np.empty_like(clean)
+        for begin in range(0, len(clean), _ROWS):
+            look()
+            rows = slice(begin, begin + _ROWS)
+            self._X[rows] = self._noise.apply(clean[rows], self._generator)
+
+    def _finite(self, record: NDArray[np.float64]) -> bool:
+        return bool(np.isfinite(record[:, :3]).all() and np.isfinite(self.theta).all())
+
+    def _remember(self) -> tuple[Any, ...]:
+        return (self.step, *(array.copy() for array in self._arrays))
+
+    def _go_back(self, safe: tuple[Any, ...]) -> None:
+        self.step = safe[0]
+        for array, before in zip(self._arrays, safe[1:], strict=True):
+            array[:] = before
+
+    def _find_failure(
+        self, order: NDArray[np.int64], first: int, safe: tuple[Any, ...], workers: int, look: Callable[[], None]
+    ) -> str:
+        """Leave the parameters as before the first step since `safe` that fails, and say why it does.
+
+        Steps are taken again, half of those in question at a time: what has become infinite or NaN stays so.
+        """
+        before, count = safe, self.step - safe[0]
+        while True:
+            self._go_back(before)
+            look()
+            some = (count + 1) // 2
+            record, _ = self._advance(order, first, some, workers)
+            if self._finite(record) and count > some:
+                before, count = self._remember(), count - some
+            elif some > 1:
+                count = some
+            else:
+                break
+        after = self.theta.copy()
+        self._go_back(before)
+        numbers = self._batch(order, first, 1)
+        rows, weights = self._rows, self._rows.weights[numbers]
+        Y = self._rows.Y[numbers]
+        mask = None if not rows.elements.size else rows.elements[numbers] > 0
+        evaluate = Objective(self._net, self._X[numbers], Y, weights, mask=mask).terms_and_gradient
+        what = first_failure(self._net, self.theta, self._X[numbers], evaluate)
+        if what is None:
+            what = first_failure(self._net, after, self._X[numbers], evaluate)
+        return what or "the step"
+
+    def _batch(self, order: NDArray[np.int64], first: int, count: int) -> NDArray[np.int64]:
+        """Return the numbers of the examples that the next steps see, in an epoch that began at step `first`."""
+        done = self.step - first
+        return order[done * self._size : (done + count) * self._size]
+
+    def _advance(
+        self, order: NDArray[np.int64], first: int, count: int, workers: int
+    ) -> tuple[NDArray[np.float64], int]:
+        """Take `count` steps in an epoch that began at step `first`; return their record, and how many examples."""
+        numbers = self._batch(order, first, count)
+        dtype = self._net.dtype
+        optimizer = self._optimizer
+        times = np.arange(self.step + 1, self.step + count + 1)
+        rates = np.empty((count, 3))
+        rates[:, 0] = rates_at(optimizer.learning_rate, self.step, count, self.steps_an_epoch)  # type: ignore[attr-defined]
+        rates[:, 1], rates[:, 2] = optimizer.corrections(times)
+        seeds = self._dropout_seed + times if self._drops else times[:0]
+        with np.errstate(over="ignore"):  # a rate beyond float32 makes the step fail, and that is said
+            rates = rates.astype(dtype)
+        update = (
+            optimizer.rule, self._settings, rates, *self._moments, np.array(self._net.decays, dtype),
+            self._scale,
+        )  # fmt: skip
+        record = np.zeros((count, 4))
+        batch = (self._size, 1, self._plan.lanes)
+        rows = (self._X.ctypes.data, self._rows.Y.ctypes.data, self._rows.weights, self._rows.elements)
+        launch(
+            steps.run_steps, self._network, rows, numbers, batch, self._tiles, self._memory, self._output,
+            self._penalties, (seeds, self._thresholds, self._factors), update, self._work, record,
+            workers=workers, serial=workers == 1,
+        )  # fmt: skip
+        self.step += count
+        return record, numbers.size
+
+    def _start_running_mean(self, look: Callable[[], None]) -> None:
+        """Begin the running mean of activations with that of all examples."""
+        if self._running_known:
+            return
+        rows, plan = self._rows, self._plan
+        net = self._net.__copy__()
+        net.theta = self.theta
+        total = np.zeros(plan.n_units)
+        for begin in range(0, rows.used.size, _ROWS):
+            look()
+            some = rows.used[begin : begin + _ROWS]
+            w = rows.weights[some].astype(np.float64)
+            layers = net.activations(rows.X[some])
+            for i in plan.sparse:
+                total[plan.units(i)] += w @ layers[i]
+        self._running[:-1] = total / self.total_weight
+        self._running_known = True
+
+    # State -----------------------------------------------------------------------------------------------------
+
+    def state(self) -> State:
+        """Return all that it takes to go on from here, to the bit; good between epochs."""
+        name = type(self._optimizer).__name__
+        return {
+            "optimizer": name,
+            "version": _STATE_VERSION,
+            "iteration": self.epoch,
+            "step": self.step,
+            "theta": self.theta.astype(np.float64),
+            "first": self._moments[0].astype(np.float64),
+            "second": self._moments[1].astype(np.float64),
+            "running": self._running.copy(),
+            "running_known": int(self._running_known),
+            "dropout_seed": self._dropout_seed,
+            "generator": json.dumps(self._generator.bit_generator.state),
+        }
+
+    def restore(self, state: State) -> None:
+        """Go on from what `state` returned.
+
+        Raises
+        ------
+        InvalidArgumentError
+            If it is of another optimiser or does not fit the network.
+        """
+        reader = StateReader(state, type(self._optimizer).__name__, _STATE_VERSION, self.theta)
+        arrays = {"theta": self.theta, "first": self._moments[0], "second": self._moments[1], "running": self._running}
+        found = {name: reader.array(name, target.shape) for name, target in arrays.items()}
+        self.epoch, self.step = reader.iteration, reader.integer("step")
+        self._dropout_seed = reader.integer("dropout_seed")
+        self._running_known = bool(reader.integer("running_known"))
+        try:
+            self._generator.bit_generator.state = json.loads(reader.text("generator"))
+        except (ValueError, TypeError, KeyError) as error:
+            raise InvalidArgumentError(f"state['generator'] must be that of a PCG64 generator ({error})") from None
+        for name, target in arrays.items():
+            target[:] = found[name]
+
+
+def _penalty_tables(plan: Plan) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Return the penalties on mean activations as the engine takes them."""
+    sparse, numbers = [], []
+    for i in plan.sparse:
+        layer, units = plan.dense[i], plan.units(i)
+        offset = -layer.to_unit(np.zeros(1))[0] / layer.unit_slope
+        for penalty in layer.mean_penalties:
+            kl = isinstance(penalty, KLSparsity)
+            address = 0 if isinstance(penalty, KLSparsity) else penalty.penalty.compiled.address
+            sparse.append((units.start, units.stop - units.start, address))
+            numbers.append((penalty.rho if kl else 0.0, penalty.beta, offset, layer.unit_slope))  # type: ignore[union-attr]
+    return np.array(sparse, np.int64).reshape(-1, 3), np.array(numbers, np.float64).reshape(-1, 4)

@@ -1,0 +1,515 @@
+"""Callbacks that come with mlpkit, on a run made by hand: what they show, log, write and draw."""
+
+import csv
+import json
+import logging
+import math
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+import mlpkit
+from mlpkit import callbacks, errors, plotting
+from mlpkit.callbacks.lines import line
+from mlpkit.errors import InvalidArgumentError, MissingExtraError
+from mlpkit.history import History, Iteration
+from mlpkit.run import Run
+from mlpkit.tables import read_table
+
+
+def run_of(n_iterations=0, max_iter=None, **metrics):
+    """Return a run with some iterations on record."""
+    run = Run(mlpkit.MLP([mlpkit.Input(1), mlpkit.Dense(1, "identity")], seed=0), None, max_iter)
+    for _ in range(n_iterations):
+        put_on_record(run, **metrics)
+    return run
+
+
+def put_on_record(run, seconds=None, **metrics):
+    i = len(run.history) + 1
+    at = 0.5 * i if seconds is None else seconds
+    run.history.append(Iteration(i, 1 / i, 0.7 / i, 0.3 / i, 0.0, 0.1 / 3, i + 1, at, 0.5, metrics=metrics))
+
+
+def follow(callback, run, n_iterations, **metrics):
+    for _ in range(n_iterations):
+        put_on_record(run, **metrics)
+        assert callback.on_iteration(run) is None
+
+
+def test_what_users_see_is_exported():
+    assert issubclass(callbacks.Progress, mlpkit.Callback)
+    assert mlpkit.callbacks is callbacks
+
+
+# --- the line
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
+def test_the_line_shows_every_term_in_80_columns(scale):
+    record = Iteration(12345, 0.98765 * scale, 0.543 * scale, 0.321e-5 * scale, 0.123 * scale, 0.01, 1, 1234.5, 0.1)
+    text = line(History([record]), 15000, 80)
+    assert f"data {0.543 * scale:.3g} + decay {0.321e-5 * scale:.3g} + KL {0.123 * scale:.3g}" in text
+    assert len(text) <= 80
+
+
+def test_the_line_of_the_demo_is_whole_in_80_columns():
+    record = Iteration(400, 0.456789, 0.34567, 0.0567891, 0.00543211, 1.2e-3, 450, 12.3, 0.1)
+    expected = "400/400  12 s  J 0.45679 = data 0.346 + decay 0.0568 + KL 0.00543  grad 1.2e-03"
+    assert line(History([record]), 400, 80) == expected
+
+
+def test_the_line_shows_what_there_is_room_for():
+    run = run_of(4, validation_loss=0.625, validation_accuracy=0.975)
+    shown = [line(run.history, 12, width) for width in (120, 100, 90, 80, 70, 62, 40)]
+    assert shown == [
+        "4/12  2 s  J 0.25 = data 0.175 + decay 0.075 + KL 0  validation loss 0.625  validation accuracy 0.975"
+        "  grad 3.3e-02",
+        "4/12  2 s, 4 s left  J 0.25 = data 0.175 + decay 0.075 + KL 0  validation loss 0.625  grad 3.3e-02",
+        "4/12  2 s  J 0.25 = data 0.175 + decay 0.075 + KL 0  validation loss 0.625  grad 3.3e-02",
+        "4/12  2 s  J 0.25 = data 0.175 + decay 0.075 + KL 0  validation loss 0.625",
+        "4/12  2 s  J 0.25 = data 0.175 + decay 0.075 + KL 0  grad 3.3e-02",
+        "4/12  2 s, 4 s left  J 0.25 = data 0.175 + decay 0.075 + KL 0",
+        "4/12  2 s  J 0.25 = data 0.175 + decay 0.075 + KL 0",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("max_iter", "expected"),
+    [
+        (4, ""),
+        (3, ""),
+        (None, ""),
+        (5, ", 0 s left"),
+        (202, ", 99 s left"),
+        (404, ", 3 min left"),
+        (40004, ", 6 h left"),
+    ],
+)
+def test_the_time_left_is_guessed_where_the_end_is_known(max_iter, expected):
+    run = run_of(4)
+    text = line(run.history, max_iter, 120)
+    of = "" if max_iter is None else f"/{max_iter}"
+    assert text.startswith(f"4{of}  2 s{expected}  J")
+
+
+def test_the_time_left_is_of_the_latest_iterations():
+    """The first iteration has had to compile."""
+    history = run_of(30).history
+    slow = Iteration(1, 1.0, 1.0, 0.0, 0.0, 0.1, 1, 1000.0, 1000.0)
+    assert line(History([slow, *history[1:]]), 50, 120) == line(history, 50, 120)
+    assert ", 10 s left" in line(history, 50, 120)
+
+
+def test_a_log_has_metrics_and_norm_but_no_guess():
+    text = line(run_of(4, validation_loss=0.625, validation_accuracy=0.975).history, 12, None)
+    assert text.endswith("  validation loss 0.625  validation accuracy 0.975  grad 3.3e-02")
+    assert "left" not in text
+
+
+# --- Progress
+
+
+def shown_by(callback, run, capsys, n_iterations=3):
+    callback.on_start(run)
+    follow(callback, run, n_iterations)
+    callback.on_end(run)
+    out, err = capsys.readouterr()
+    assert out == ""
+    return err
+
+
+def test_progress_is_one_line_on_stderr(capsys, monkeypatch):
+    pytest.importorskip("rich")
+    monkeypatch.setenv("COLUMNS", "80")
+    (text,) = shown_by(callbacks.Progress(), run_of(max_iter=3), capsys).splitlines()
+    assert re.fullmatch(r"3/3  \d+ s  J \S+ = data \S+ \+ decay \S+ \+ KL \S+  grad \S+\s*", text)
+
+
+def test_progress_is_cut_in_a_narrow_terminal(capsys, monkeypatch):
+    pytest.importorskip("rich")
+    monkeypatch.setenv("COLUMNS", "30")
+    (text,) = shown_by(callbacks.Progress(), run_of(max_iter=3), capsys).splitlines()
+    assert text.startswith("3/3  2 s  J 0.33333 = data 0.")
+    assert len(text) == 30
+
+
+def test_progress_serves_one_training_after_another(capsys):
+    pytest.importorskip("rich")
+    progress = callbacks.Progress()
+    assert "3/5" in shown_by(progress, run_of(max_iter=5), capsys)
+    assert "2/7" in shown_by(progress, run_of(max_iter=7), capsys, 2)
+
+
+def test_progress_without_an_iteration_shows_nothing(capsys):
+    pytest.importorskip("rich")
+    assert shown_by(callbacks.Progress(), run_of(), capsys, 0).strip() == ""
+
+
+def test_progress_ends_without_having_started(capsys):
+    """As it must where another callback's start fails."""
+    pytest.importorskip("rich")
+    callbacks.Progress().on_end(run_of(2))
+    assert capsys.readouterr() == ("", "")
+
+
+def test_progress_is_rewritten_ten_times_a_second_at_most(monkeypatch):
+    pytest.importorskip("rich")
+    progress, run, shown = callbacks.Progress(), run_of(), []
+    monkeypatch.setattr(progress, "_show", lambda run: shown.append(run.history[-1].iteration))
+    progress.on_start(run)
+    for seconds in (0.01, 0.02, 0.10, 0.115, 0.2, 0.22, 1.0):
+        put_on_record(run, seconds)
+        progress.on_iteration(run)
+    assert shown == [1, 4, 6, 7]
+    progress.on_end(run)
+    assert shown == [1, 4, 6, 7, 7]
+    put_on_record(again := run_of(), 0.001)
+    progress.on_start(again)
+    progress.on_iteration(again)
+    progress.on_end(again)
+    assert shown[5:] == [1, 1]
+
+
+def test_progress_gives_the_terminal_back_when_showing_fails(monkeypatch):
+    pytest.importorskip("rich")
+    progress, run = callbacks.Progress(), run_of(1)
+    progress.on_start(run)
+    live = progress._live
+
+    def fail(run):
+        raise OSError("no terminal any more")
+
+    monkeypatch.setattr(progress, "_show", fail)
+    with pytest.raises(OSError, match="no terminal"):
+        progress.on_end(run)
+    assert not live.is_started
+
+
+def test_progress_without_rich_names_the_extra(monkeypatch):
+    def missing(name):
+        raise ImportError(name)
+
+    monkeypatch.setattr(errors.importlib, "import_module", missing)
+    with pytest.raises(MissingExtraError, match=r"mlpkit\[progress\]"):
+        callbacks.Progress()
+
+
+# --- Logging
+
+
+def logged_by(callback, run, n_iterations, caplog):
+    with caplog.at_level(logging.DEBUG):
+        callback.on_start(run)
+        follow(callback, run, n_iterations)
+        callback.on_end(run)
+    return [(record.name, record.levelno, record.getMessage().split()[0]) for record in caplog.records]
+
+
+def test_logging_has_a_line_for_each_iteration(caplog):
+    assert logged_by(callbacks.Logging(), run_of(max_iter=9), 3, caplog) == [
+        ("mlpkit", logging.INFO, f"{i}/9") for i in (1, 2, 3)
+    ]
+
+
+def test_logging_every_so_many_has_the_last_too(caplog):
+    callback = callbacks.Logging("mine", every=4, level=logging.DEBUG)
+    assert logged_by(callback, run_of(), 10, caplog) == [("mine", logging.DEBUG, i) for i in ("4", "8", "10")]
+    caplog.clear()
+    assert [i for *_, i in logged_by(callback, run_of(), 8, caplog)] == ["4", "8"]
+    caplog.clear()
+    assert logged_by(callback, run_of(), 0, caplog) == []
+    # One that goes on where another has ended.
+    assert [i for *_, i in logged_by(callback, run_of(9), 2, caplog)] == ["11"]
+    caplog.clear()
+    assert logged_by(callback, run_of(9), 0, caplog) == []
+
+
+def test_logging_takes_a_logger(caplog):
+    assert logged_by(callbacks.Logging(logging.getLogger("its.own")), run_of(), 1, caplog)[0][0] == "its.own"
+
+
+# --- files
+
+
+KINDS = [callbacks.CSVHistory, callbacks.JSONLinesHistory]
+QUANTITIES = list(History().to_dict())
+
+
+def read(path):
+    """Return the records in a history file as dicts of numbers, NaN where one is missing."""
+    lines = path.read_text().splitlines()
+    if path.suffix == ".csv":
+        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(lines)]
+    records = [json.loads(text, parse_constant=pytest.fail) for text in lines]
+    return [{name: math.nan if value is None else value for name, value in record.items()} for record in records]
+
+
+def expected(history):
+    return [{name: record[name] for name in record.names()} for record in history]
+
+
+@pytest.fixture(params=KINDS)
+def kind(request):
+    return request.param
+
+
+@pytest.fixture
+def path(kind, tmp_path):
+    return tmp_path / ("history.csv" if kind is callbacks.CSVHistory else "history.jsonl")
+
+
+@pytest.mark.parametrize("metrics", [{}, {"validation_loss": 0.1 / 3, "accuracy": 0.9}])
+def test_each_iteration_is_in_the_file_at_once_and_exactly(kind, path, metrics):
+    callback, run = kind(path), run_of()
+    callback.on_start(run)
+    assert read(path) == []
+    for n in range(1, 4):
+        follow(callback, run, 1, **metrics)
+        assert path.read_text().endswith("\n")
+        assert read(path) == expected(run.history)
+        assert len(read(path)) == n
+    before = path.read_bytes()
+    callback.on_end(run)
+    assert path.read_bytes() == before
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_file_of_an_earlier_training_is_replaced(kind, path):
+    path.write_text("what was here\n")
+    callback, run = kind(path), run_of()
+    callback.on_start(run)
+    follow(callback, run, 1)
+    assert read(path) == expected(run.history)
+    callback.on_start(again := run_of())
+    assert read(path) == []
+    follow(callback, again, 2)
+    assert read(path) == expected(again.history)
+
+
+def test_a_training_that_goes_on_has_each_iteration_once(kind, path):
+    """The killed one had got beyond its last checkpoint."""
+    callback, run = kind(path), run_of()
+    callback.on_start(run)
+    follow(callback, run, 5, validation_loss=0.5)
+    with path.open("a") as file:
+        file.write("6,0.1")  # and was stopped in the middle of a line
+    callback, run = kind(path), run_of(3, validation_loss=0.25)
+    callback.on_start(run)
+    assert read(path) == expected(run.history)
+    follow(callback, run, 2, validation_loss=0.25)
+    assert [record["iteration"] for record in read(path)] == [1, 2, 3, 4, 5]
+    assert read(path) == expected(run.history)
+
+
+def test_lines_are_added_and_the_file_is_not_written_anew(kind, path):
+    callback, run = kind(path), run_of()
+    callback.on_start(run)
+    follow(callback, run, 1, validation_loss=1.0)
+    inode = path.stat().st_ino
+    with path.open() as follower:
+        follower.read()
+        follow(callback, run, 1, validation_loss=2.0)
+        assert len(follower.read().splitlines()) == 1
+    assert path.stat().st_ino == inode
+
+
+def test_numbers_that_are_not_finite(kind, path):
+    callback, run = kind(path), run_of()
+    callback.on_start(run)
+    follow(callback, run, 1, validation_r2=math.nan, validation_loss=math.inf)
+    (record,) = read(path)
+    assert math.isnan(record["validation_r2"])
+    last = path.read_text().splitlines()[-1]
+    if kind is callbacks.CSVHistory:
+        assert last.endswith(",nan,inf")
+    else:
+        assert last.endswith('"validation_r2": null, "validation_loss": null}')
+
+
+def test_numbers_of_numpy_are_written_as_numbers(kind, path):
+    callback, run = kind(path), run_of()
+    callback.on_start(run)
+    run.history.append(Iteration(1, *np.array([0.5, 0.25, 0.25, 0.0, 0.1]), np.int64(3), 0.5, 0.5))
+    callback.on_iteration(run)
+    assert read(path) == expected(run.history)
+    assert "3.0" not in path.read_text()
+
+
+def test_a_metric_may_come_later(kind, path):
+    callback, run = kind(path), run_of(2)
+    callback.on_start(run)
+    follow(callback, run, 1, accuracy=0.5)
+    follow(callback, run, 1)
+    records = read(path)
+    assert [record["iteration"] for record in records] == [1, 2, 3, 4]
+    np.testing.assert_equal(
+        [record.get("accuracy", math.nan) for record in records], [math.nan, math.nan, 0.5, math.nan]
+    )
+
+
+def test_a_file_that_was_taken_away_comes_back_whole(kind, path):
+    callback, run = kind(path), run_of()
+    callback.on_start(run)
+    follow(callback, run, 2)
+    path.unlink()
+    follow(callback, run, 1)
+    assert read(path) == expected(run.history)
+
+
+def test_the_file_stays_where_it_was_when_the_program_goes_elsewhere(kind, path, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    callback, run = kind(path.name), run_of()
+    callback.on_start(run)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    follow(callback, run, 1)
+    assert read(path) == expected(run.history)
+    assert repr(callback) == f"{kind.__name__}({path.name!r})"
+
+
+def test_a_folder_that_is_not_there_is_said_before_training(kind, tmp_path):
+    with pytest.raises(FileNotFoundError, match="folder to save into does not exist"):
+        kind(tmp_path / "missing" / "history").on_start(run_of())
+
+
+def test_a_full_disk_leaves_whole_lines(kind, path, monkeypatch):
+    callback, run = kind(path), run_of()
+    callback.on_start(run)
+    follow(callback, run, 2)
+    before = path.read_bytes()
+
+    def half(file, content):
+        file.write(content[: len(content) // 2])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("mlpkit.callbacks.files.write_all", half)
+    put_on_record(run)
+    with pytest.raises(OSError, match="No space"):
+        callback.on_iteration(run)
+    assert path.read_bytes() == before
+
+
+def test_csv_is_a_table_that_other_programs_read(tmp_path):
+    path = tmp_path / "history.csv"
+    callback, run = callbacks.CSVHistory(path), run_of()
+    callback.on_start(run)
+    assert path.read_text() == ",".join(QUANTITIES) + "\n"
+    follow(callback, run, 3, validation_loss=math.nan)
+    table = read_table(path)
+    np.testing.assert_array_equal(table[:, 1], [record.cost for record in run.history])
+    assert np.isnan(table[:, -1]).all()
+    frame = pytest.importorskip("pandas").read_csv(path).set_index("iteration")
+    assert frame.equals(run.history.to_pandas())
+
+
+KILLED = """
+import sys
+sys.path.insert(0, {tests!r})
+from test_callbacks import *
+callback, run = callbacks.{kind}({path!r}), run_of()
+callback.on_start(run)
+while True:
+    follow(callback, run, 1, **{{"a_metric_with_a_long_name_" * 20: 1 / 3}})
+"""
+
+
+def test_a_killed_training_leaves_whole_lines(kind, path):
+    """The last alone may be cut short, which its missing end tells: a kill can come between two pages of a write."""
+    program = KILLED.format(tests=os.path.dirname(__file__), kind=kind.__name__, path=str(path))
+    process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not (path.exists() and path.stat().st_size > 100_000) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    whole, _, rest = path.read_text().rpartition("\n")
+    path.write_text(whole + "\n")
+    records = read(path)
+    assert [record["iteration"] for record in records] == list(range(1, len(records) + 1))
+    assert len(records) > 100
+    callback, run = kind(path), run_of(len(records) + 1, **{name: 1 / 3 for name in records[0] if name[:2] == "a_"})
+    assert records == expected(run.history)[:-1]
+    callback.on_start(run)
+    assert path.read_text().startswith(f"{whole}\n{rest}")
+
+
+# --- Plot
+
+
+def test_plot_draws_every_so_many_iterations_and_at_the_end(tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
+    drawn = []
+    monkeypatch.setattr(plotting, "training", lambda history, path: drawn.append((len(history), path)))
+    path = tmp_path / "training.png"
+    callback, run = callbacks.Plot(path, every=3), run_of()
+    callback.on_start(run)
+    follow(callback, run, 7)
+    callback.on_end(run)
+    assert drawn == [(n, str(path)) for n in (3, 6, 7)]
+    callback.on_start(again := run_of())
+    follow(callback, again, 3)
+    callback.on_end(again)
+    assert [n for n, _ in drawn[3:]] == [3]
+    callback.on_start(empty := run_of())
+    callback.on_end(empty)
+    assert [n for n, _ in drawn[4:]] == [0]
+
+
+def test_plot_replaces_the_picture_whole(tmp_path):
+    pytest.importorskip("matplotlib")
+    path = tmp_path / "training.svg"
+    path.write_text("old")
+    before = os.stat(path).st_ino
+    callback, run = callbacks.Plot(path, every=2), run_of()
+    callback.on_start(run)
+    follow(callback, run, 1, validation_loss=0.3, validation_accuracy=0.8)
+    assert path.read_text() == "old"
+    with path.open() as viewer:
+        follow(callback, run, 1, validation_loss=0.2, validation_accuracy=0.9)
+        assert viewer.read() == "old"
+    assert path.read_text().startswith("<?xml")
+    assert os.stat(path).st_ino != before
+    assert os.listdir(tmp_path) == ["training.svg"]
+
+
+def test_plot_without_matplotlib_names_the_extra(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(MissingExtraError, match=r"mlpkit\[plot\]"):
+        callbacks.Plot(tmp_path / "training.png")
+
+
+# --- arguments
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: callbacks.Logging(3), "logger must be a logging.Logger or the name of one; found 3"),
+        (lambda: callbacks.Logging(every=0), "every must be an integer of at least 1; found 0"),
+        (lambda: callbacks.Logging(every=1.5), "every must be an integer; found 1.5"),
+        (lambda: callbacks.Logging(level="INFO"), "level must be an integer; found 'INFO'"),
+        (lambda: callbacks.CSVHistory(3), "path: expected a str or path-like, found int"),
+        (lambda: callbacks.JSONLinesHistory(""), "path: expected the name of a file, found ''"),
+        (lambda: callbacks.Plot("training.xyz"), r"path: expected a name that ends in .*\.png.*; found 'training.xyz'"),
+        (lambda: callbacks.Plot("training.png", every=True), "every must be an integer; found True"),
+    ],
+)
+def test_arguments_are_checked(make, message):
+    pytest.importorskip("matplotlib")
+    with pytest.raises(InvalidArgumentError, match=message):
+        make()
+
+
+def test_callbacks_are_readable():
+    pytest.importorskip("rich")
+    pytest.importorskip("matplotlib")
+    assert repr(callbacks.Progress()) == "Progress()"
+    assert repr(callbacks.Logging(every=2)) == "Logging('mlpkit', every=2, level=20)"
+    assert repr(callbacks.Plot("a.png")) == "Plot('a.png', every=10)"
