@@ -137,6 +137,7 @@ class Trainable:
             class_weight=class_weight,
             mask=mask,
             keep_activations=keep_activations,
+            memory_limit=memory_limit,
             validation=validation,
             metrics=metrics,
             early_stopping=early_stopping,
