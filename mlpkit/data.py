@@ -44,6 +44,9 @@ def fingerprint(*arrays: Any) -> str:
 
 
 def _digest(values: Any) -> bytes:
+    known = getattr(values, "fingerprint", None)  # of an objective whose data are elsewhere
+    if isinstance(known, str):
+        return bytes.fromhex(known)
     source = open_rows(values, "data")
     array: Any = np.atleast_1d(real_array(values, "data")) if source is None else source
     dtype = array.dtype.newbyteorder("<")

@@ -42,15 +42,17 @@ _thetas: dict[str, tuple[int, NDArray[Any]]] = {}
 _thread = ThreadPoolExecutor(1, "mlpkit-partitions")  # one after the other, in the order in which they were asked for
 
 
-def _load(key: str, net: MLP, indices: list[int], same: bool, options: dict[str, Any], *blocks: Any) -> list[int]:
-    """Pack partitions in this worker; return how many examples each has."""
+def _load(
+    key: str, net: MLP, indices: list[int], same: bool, options: dict[str, Any], *blocks: Any
+) -> list[tuple[int, str]]:
+    """Pack partitions in this worker; return how many examples each has, and their fingerprints."""
     set_num_threads(options["threads"])
     held = _held.setdefault(key, {})
     xs = blocks if same else blocks[: len(indices)]
     ys = blocks if same else blocks[len(indices) :]
     for index, X, Y in zip(indices, xs, ys, strict=True):
         held[index] = Partition(net, X, Y, options["memory_limit"])
-    return [held[index].n_examples for index in indices]
+    return [(held[index].n_examples, held[index].fingerprint) for index in indices]
 
 
 async def _work(
@@ -102,6 +104,10 @@ def _release(key: str) -> None:
 
 class _LostError(Exception):
     """A worker has gone, or does not have what it was given."""
+
+
+class _CancelledError(Exception):
+    """Nobody waits for the evaluation any more."""
 
 
 class DaskObjective(PartitionedObjective):
@@ -172,7 +178,8 @@ class DaskObjective(PartitionedObjective):
         self._net = net
         self._evaluation = 0
         self._place: dict[str, list[int]] = {}  # worker -> its partitions
-        self._counts = [0] * len(self._xs)
+        self._counts = [(0, "")] * len(self._xs)
+        self._cancelled = False
         self.losses = 0
         self._load_missing()
         self._define(net, self._counts)
@@ -203,12 +210,20 @@ class DaskObjective(PartitionedObjective):
         """Which partitions each worker holds."""
         return {worker: list(indices) for worker, indices in self._place.items()}
 
+    def cancel(self) -> None:
+        """Stop waiting for the evaluation under way on another thread; no result is of use from here on."""
+        self._cancelled = True
+
     def rho_hat(self, theta: ArrayLike) -> list[NDArray[np.float64]]:
         """Return the mean activation of each unit; as `Objective.rho_hat`."""
         return self._repeat(super().rho_hat, theta)
 
     def _evaluate(self, theta: NDArray[Any], gradient: NDArray[Any]) -> dict[str, float]:
-        return self._repeat(super()._evaluate, theta, gradient)
+        try:
+            return self._repeat(super()._evaluate, theta, gradient)
+        except _CancelledError:
+            gradient[:] = np.nan
+            return dict.fromkeys(("data", "weight_decay", "sparsity"), np.nan)
 
     def _repeat(self, evaluate: Any, *arguments: Any) -> Any:
         """Evaluate, from the start again whenever a worker was lost on the way."""
@@ -255,6 +270,8 @@ class DaskObjective(PartitionedObjective):
                 except TimeoutError:
                     if coming.done():  # its own
                         raise
+                    if self._cancelled:
+                        raise _CancelledError from None
                     if not self._alive() >= set(workers):
                         raise _LostError from None
         except (self._distributed.KilledWorker, CancelledError):
@@ -311,8 +328,8 @@ class DaskObjective(PartitionedObjective):
             self._client.cancel(list(futures.values()))
         for (worker, indices), numbers in zip(shares.items(), counts, strict=True):
             self._place[worker] = sorted([*self._place.get(worker, []), *indices])
-            for index, number in zip(indices, numbers, strict=True):
-                self._counts[index] = number
+            for index, found in zip(indices, numbers, strict=True):
+                self._counts[index] = found
         return True
 
 

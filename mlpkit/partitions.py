@@ -7,6 +7,7 @@ when, does not show in the result. Partitions are part of the definition of the 
 
 from __future__ import annotations
 
+import hashlib
 import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -15,6 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from mlpkit.base_objective import BaseObjective
+from mlpkit.data import fingerprint
 from mlpkit.errors import InvalidArgumentError, TargetRangeWarning
 from mlpkit.mlp import MLP, check_network
 from mlpkit.objective import Objective
@@ -83,6 +85,8 @@ class Partition:
     Attributes
     ----------
     n_examples : int
+    fingerprint : str
+        Of the data.
     memory : int
         Bytes, as `Objective.memory`.
 
@@ -100,11 +104,16 @@ class Partition:
             warnings.simplefilter("ignore", TargetRangeWarning)  # said once a partition, and far away
             self._objective = Objective(net, X, Y, memory_limit=memory_limit)
         self.n_examples = self._objective.n_examples
+        self.fingerprint = fingerprint(X, Y)
 
     @property
     def memory(self) -> int:
         """Bytes."""
         return self._objective.memory
+
+    def cancel(self) -> None:
+        """Make what is under way on another thread end at once."""
+        self._objective.cancel()
 
     def sums(self, theta: NDArray[Any]) -> Share:
         """Return sum_i a_ij of each unit j whose mean activation is penalised, in float64."""
@@ -138,6 +147,11 @@ class PartitionedObjective(BaseObjective):
     memory_limit : int or str, optional
         Of each partition.
 
+    Attributes
+    ----------
+    fingerprint : str
+        Of the data and of how they are cut.
+
     Examples
     --------
     >>> from mlpkit import Dense, Input
@@ -153,12 +167,18 @@ class PartitionedObjective(BaseObjective):
         if not pairs or not partitions:
             raise InvalidArgumentError(f"partitions must be a list of pairs (X, Y), at least one; found {partitions!r}")
         self._parts = [Partition(net, X, Y, memory_limit) for X, Y in partitions]
-        self._define(net, [part.n_examples for part in self._parts])
+        self._define(net, [(part.n_examples, part.fingerprint) for part in self._parts])
 
-    def _define(self, net: MLP, n_examples: Sequence[int]) -> None:
-        m = sum(n_examples)
-        self._n_partitions = len(n_examples)
+    def _define(self, net: MLP, partitions: Sequence[tuple[int, str]]) -> None:
+        m = sum(n for n, _ in partitions)
+        self._n_partitions = len(partitions)
+        self.fingerprint = hashlib.sha256("".join(text for _, text in partitions).encode()).hexdigest()
         super().__init__(net, Plan(net.layers, net.dtype, m, net.loss), m, float(m), 1.0)
+
+    def cancel(self) -> None:
+        """Make the evaluation under way on another thread end soon; no result is of use from here on."""
+        for part in self._parts:
+            part.cancel()
 
     def _shares(self, theta: NDArray[Any], slopes: NDArray[Any] | None) -> Iterable[tuple[tuple[int, int], Share]]:
         """Return nodes of the tree that together have all leaves: of activations, or, given slopes, of gradients."""

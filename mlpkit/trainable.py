@@ -31,7 +31,7 @@ class Trainable:
     def fit(
         self,
         X: ArrayLike,
-        Y: ArrayLike,
+        Y: ArrayLike | None = None,
         optimizer: Optimizer | Stochastic | None = None,
         *,
         sample_weight: ArrayLike | None = None,
@@ -59,7 +59,7 @@ class Trainable:
         ----------
         X : array-like, shape (m, s_1), or path
             Examples in rows, or a file of them; see `Objective`. Noise of the input layer is added to them here: once,
-            or anew for each epoch.
+            or anew for each epoch. Or a `mlpkit.distributed.DaskObjective` of this network, and Y left out.
         Y : array-like
             Targets, shape (m, s_nl); class labels (m,) for cross-entropy; X itself for an autoencoder.
         optimizer : optimizer, optional

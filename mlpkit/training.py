@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from mlpkit.base_objective import BaseObjective
 from mlpkit.callbacks import Progress
 from mlpkit.checks import check_flag, check_integer, check_matrix
 from mlpkit.data import Data, fingerprint
@@ -49,8 +50,8 @@ __all__ = ["fit", "partial_fit"]
 
 def fit(
     net: MLP,
-    X: ArrayLike,
-    Y: ArrayLike,
+    X: Any,
+    Y: Any = None,
     *,
     optimizer: Optimizer | Stochastic | None = None,
     sample_weight: ArrayLike | None = None,
@@ -106,6 +107,12 @@ def fit(
         )
     if not stochastic:
         _refuse_dropout(net)
+    if isinstance(X, BaseObjective):
+        more = {"Y": Y, "sample_weight": sample_weight, "class_weight": class_weight, "mask": mask}
+        more |= {"keep_activations": keep_activations, "memory_limit": memory_limit}
+        _check_objective(net, X, stochastic, more, validation)
+    elif Y is None:
+        raise InvalidArgumentError("Y must be given: only an objective that holds its data comes without")
     given = Examples(X, Y, sample_weight, mask)
     generator = np.random.default_rng(np.random.SeedSequence(net.seed, spawn_key=(3,)))
     train, held = hold_out(given, validation, generator)
@@ -115,6 +122,9 @@ def fit(
         if stochastic:
             data = Data(net, train.X, train.Y, train.sample_weight, class_weight, train.mask)
             training = StochasticTraining(net, data, chosen)
+        elif isinstance(X, BaseObjective):
+            nothing = np.zeros((0, net.sizes[0]))  # the inputs are elsewhere
+            training = FullBatch(chosen, X, lambda: nothing)
         else:
             noisy = partial(_with_noise, net, train.X)
             weights = (train.sample_weight, keep_activations)
@@ -238,6 +248,23 @@ def _check_optimizer(optimizer: Any) -> Any:
             f"{optimizer!r}"
         )
     return optimizer
+
+
+def _check_objective(
+    net: MLP, objective: BaseObjective, stochastic: bool, more: dict[str, Any], validation: Any
+) -> None:
+    """Refuse what an objective that is made already leaves no room for."""
+    if objective.net is not net or not isinstance(getattr(objective, "fingerprint", None), str):
+        raise InvalidArgumentError(
+            f"X must be data, or a partitioned objective that was made for this network; found {objective!r}"
+        )
+    if stochastic:
+        raise InvalidArgumentError("optimizer must be one that sees all examples at once where X is an objective")
+    given = [name for name, value in more.items() if value is not None]
+    if given:
+        raise InvalidArgumentError(f"{given[0]} must be None where X is an objective, which has its own")
+    if validation is not None and not isinstance(validation, (tuple, list)):
+        raise InvalidArgumentError(f"validation must be None or (X, Y) where X is an objective; found {validation!r}")
 
 
 def _refuse_dropout(net: MLP) -> None:

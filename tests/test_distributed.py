@@ -160,6 +160,30 @@ def test_optimisers_take_the_same_steps(case, expected, client, optimizer):
         assert run(objective) == run(expected)
 
 
+def test_fit_on_a_cluster_is_fit_on_the_partitions_also_resumed(case, client, tmp_path):
+    parts = [(case.X[i : i + ROWS], case.Y[i : i + ROWS]) for i in range(0, M, ROWS)]
+    found = []
+    for where in ("here", "cluster"):
+        net = mlpkit.MLP.from_config(case.net.config())
+        net.theta = case.net.theta
+        optimizer = mlpkit.LBFGS(max_iter=6)
+        if where == "here":
+            result = net.fit(PartitionedObjective(net, parts), optimizer=optimizer)
+        else:
+            with DaskObjective(net, *as_dask(case), client) as objective:
+                saved = {"checkpoint": tmp_path / "run.h5", "every": 1}
+                net.fit(objective, optimizer=mlpkit.LBFGS(max_iter=3), **saved)
+                result = net.fit(objective, optimizer=optimizer, resume=True, **saved)
+                with pytest.raises(InvalidArgumentError, match="mask must be None where X is an objective"):
+                    net.fit(objective, mask=case.Y > 0)
+        found.append((bits(net.theta), result.cost, net.provenance["data"]))
+    assert found[0] == found[1]
+    with pytest.raises(InvalidArgumentError, match="made for this network"):
+        net.fit(PartitionedObjective(case.net, parts))
+    with pytest.raises(InvalidArgumentError, match="Y must be given"):
+        net.fit(case.X)
+
+
 def test_an_autoencoder_without_penalties_takes_one_round(client):
     net = mlpkit.MLP([mlpkit.Input(20), mlpkit.Dense(20, "sigmoid")], seed=0)
     X = np.random.default_rng(0).uniform(size=(1000, 20))
