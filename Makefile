@@ -2,6 +2,7 @@
 #
 #   make demo    train a sparse autoencoder on photographs and draw what it learned
 #   make test    lint, type check, tests, doctests and examples: what CI runs, in PROCESSES=2 processes
+#                (CI adds INSTALL_GROUPS="dev torch": the tests that need PyTorch, which takes gigabytes)
 #   make lint    the first two only
 #   make soak    the tests that take minutes: every float32 there is, say
 #   make bench   evaluations, predictions and the CS294A exercise beside other libraries; start, threads, memory, growth; files, clusters
@@ -14,6 +15,7 @@ BIN := $(VENV)/bin
 DEMO_ARGS ?=
 PYTEST_ARGS ?=
 PROCESSES ?= 2
+INSTALL_GROUPS ?= dev
 
 .PHONY: demo test lint soak bench lowest clean
 
@@ -72,5 +74,5 @@ $(VENV)/.demo-installed: pyproject.toml | $(BIN)/python
 # Dependency groups (PEP 735) need pip 25.1, which is newer than the pip of many a Python.
 $(VENV)/.dev-installed: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
-	$(BIN)/python -m pip install --quiet --editable ".[examples]" --group dev
+	$(BIN)/python -m pip install --quiet --editable ".[examples]" $(INSTALL_GROUPS:%=--group %)
 	touch $@ $(VENV)/.demo-installed

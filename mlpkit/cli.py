@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from mlpkit import activations, datasets, losses, model_file, plotting, preprocessing
 from mlpkit.autoencoder import sparse_autoencoder
+from mlpkit.convert_command import add_convert_command
 from mlpkit.errors import InvalidArgumentError, MissingExtraError, MlpkitError, ModelFormatError, import_extra
 from mlpkit.history import FitResult
 from mlpkit.kernels.jit import MOST_THREADS, set_num_threads
@@ -105,6 +106,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     _add_demo(commands)
     add_model_commands(commands)
+    add_convert_command(commands)
     config = commands.add_parser(
         "config",
         help="show versions, threads, vector width and cache folder",

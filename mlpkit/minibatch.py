@@ -245,14 +245,21 @@ class MiniBatches:
         after = self.theta.copy()
         self._go_back(before)
         numbers = self._batch(order, first, 1)
-        rows, weights = self._rows, self._rows.weights[numbers]
-        Y = self._rows.Y[numbers]
-        mask = None if not rows.elements.size else rows.elements[numbers] > 0
-        evaluate = Objective(self._net, self._X[numbers], Y, weights, mask=mask).terms_and_gradient
+        evaluate = self._objective_of(numbers)
         what = first_failure(self._net, self.theta, self._X[numbers], evaluate)
         if what is None:
             what = first_failure(self._net, after, self._X[numbers], evaluate)
         return what or "the step"
+
+    def _objective_of(
+        self, numbers: NDArray[np.int64]
+    ) -> Callable[[NDArray[Any]], tuple[dict[str, float], NDArray[Any]]]:
+        """Return what gives the terms of J and its gradient for some examples: nothing where no target counts."""
+        rows, weights = self._rows, self._rows.weights[numbers]
+        mask = None if not rows.elements.size else rows.elements[numbers] > 0
+        if not weights.any() or not (mask is None or mask.any()):
+            return lambda theta: ({}, np.zeros_like(theta))
+        return Objective(self._net, self._X[numbers], rows.Y[numbers], weights, mask=mask).terms_and_gradient
 
     def _batch(self, order: NDArray[np.int64], first: int, count: int) -> NDArray[np.int64]:
         """Return the numbers of the examples that the next steps see, in an epoch that began at step `first`."""
@@ -268,7 +275,9 @@ class MiniBatches:
         optimizer = self._optimizer
         times = np.arange(self.step + 1, self.step + count + 1)
         rates = np.empty((count, 3))
-        rates[:, 0] = rates_at(optimizer.learning_rate, self.step, count, self.steps_an_epoch)  # type: ignore[attr-defined]
+        # Not self.step: for `partial_fit`, epochs may differ in length.
+        began = self.epoch * self.steps_an_epoch + self.step - first
+        rates[:, 0] = rates_at(optimizer.learning_rate, began, count, self.steps_an_epoch)  # type: ignore[attr-defined]
         rates[:, 1], rates[:, 2] = optimizer.corrections(times)
         seeds = self._dropout_seed + times if self._drops else times[:0]
         with np.errstate(over="ignore"):  # a rate beyond float32 makes the step fail, and that is said

@@ -1,8 +1,9 @@
 """Learning rates that change as training goes on.
 
-A schedule is a function from the time since the start of training, in epochs (the number of steps over the number of
-steps an epoch takes, 0.0 for the very first step), to the learning rate. Any function of that kind will do for the
-``learning_rate`` of a stochastic optimiser; those here are small records, which a checkpoint can tell from one another.
+A schedule is a function from the time since the start of training, in epochs (those behind, and the steps of the
+present one over the number it takes; 0.0 for the very first step), to the learning rate. For `MLP.partial_fit` each
+call is an epoch. Any function of that kind will do for the ``learning_rate`` of a stochastic optimiser; those here are
+small records, which a checkpoint can tell from one another.
 """
 
 from __future__ import annotations
@@ -225,7 +226,12 @@ def rates_at(learning_rate: float | Schedule, first: int, n_steps: int, steps_an
     for i in range(n_steps):
         epochs = (first + i) / steps_an_epoch
         try:
-            rates[i] = check_number(learning_rate(epochs), "learning rate", low=0)
+            rate = learning_rate(epochs)
+        except Exception as error:
+            error.add_note(f"raised by learning_rate({epochs:g}), a schedule")
+            raise
+        try:
+            rates[i] = check_number(rate, "learning rate", low=0)
         except InvalidArgumentError as error:
             raise InvalidArgumentError(f"learning_rate({epochs:g}), a schedule: {error}") from None
     return rates

@@ -130,9 +130,9 @@ def pretrain(
 def encoder(net: MLP, layer: int | None = None, *, weight_decay: float = 0.0) -> MLP:
     """Return the part of a network up to one of its layers, as a network of its own: what computes features.
 
-    It is a copy, plain layers without what trained them: no sparsity or other penalties, no noise of the inputs, and
-    no weight decay unless given here. So fine-tuning a `stack` of encoders changes them for the sake of what is on top
-    only.
+    It is a copy, plain layers without what trained them: no sparsity or other penalties, no dropout, no noise of the
+    inputs, and no weight decay unless given here. So fine-tuning a `stack` of encoders changes them for the sake of
+    what is on top only.
 
     Parameters
     ----------
@@ -172,8 +172,8 @@ def stack(
 ) -> MLP:
     """Put networks and layers on top of one another: the outputs of each are the inputs of the next.
 
-    What a part brings along, the stack keeps: parameters (as copies), weight decay, sparsity. A deep classifier with
-    pre-trained layers, only the topmost of which has weight decay, is ::
+    What a part brings along, the stack keeps: parameters (as copies), weight decay, sparsity, dropout. A deep
+    classifier with pre-trained layers, only the topmost of which has weight decay, is ::
 
         parts = [mlpkit.encoder(net) for net in autoencoders]
         parts.append(mlpkit.Dense(10, "softmax", weight_decay=1e-4))
@@ -287,7 +287,7 @@ def _encoder(net: MLP, name: str, layer: int | None = None, weight_decay: float 
     layers: list[Input | Dense] = [Input(net.sizes[0])]
     for kept in net.layers[1:layer]:
         assert isinstance(kept, Dense)
-        layers.append(replace(kept, sparsity=None, weight_decay=None))
+        layers.append(replace(kept, sparsity=None, weight_decay=None, dropout=0.0))
     found = MLP(layers, weight_decay=weight_decay, dtype=net.dtype)
     found.theta = net.theta[: found.n_parameters]
     return found

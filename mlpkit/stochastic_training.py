@@ -51,6 +51,11 @@ class StochasticTraining:
         """The latest parameters, which are finite."""
         return self._batches.theta
 
+    @property
+    def epoch(self) -> int:
+        """How many are behind."""
+        return self._batches.epoch
+
     def cancel(self) -> None:
         """Do nothing: slices of steps are short."""
 

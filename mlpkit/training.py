@@ -227,10 +227,10 @@ def partial_fit(
     training = StochasticTraining(net, Data(net, X, Y, sample_weight, class_weight, mask), chosen)
     known, state = net.partial_state
     if known == chosen:
-        training.restore({**state, "theta": net.theta.astype(np.float64), "iteration": 0}, None, None)
+        training.restore({**state, "theta": net.theta.astype(np.float64)}, None, None)
     with blas_limited():
         loop = Loop(Run(copy.copy(net), chosen, 1), [], lambda heed: {})
-        training.max_epochs = 1
+        training.max_epochs = training.epoch + 1
         reason = _train(net, training, loop)
     if loop.iteration:
         net.partial_state = (chosen, training.state())

@@ -57,15 +57,19 @@ def test_an_encoder_ends_at_any_layer_and_by_default_in_the_middle(layer):
 
 
 def test_an_encoder_is_a_copy_without_what_trained_it():
-    hidden = Dense(7, "sigmoid", sparsity=[KLSparsity(0.1, 3.0), L1Sparsity(0.1)], weight_decay=0.5, init="he_normal")
-    net = MLP([Input(12, noise=MaskingNoise(0.3)), hidden, Dense(12, "sigmoid")], weight_decay=0.1, seed=0)
+    hidden = [
+        Dense(9, "relu", dropout=0.25),
+        Dense(7, "sigmoid", sparsity=[KLSparsity(0.1, 3.0), L1Sparsity(0.1)], weight_decay=0.5, init="he_normal"),
+        Dense(9, "relu"),
+    ]
+    net = MLP([Input(12, noise=MaskingNoise(0.3)), *hidden, Dense(12, "sigmoid")], weight_decay=0.1, seed=0)
     before = net.theta.copy()
     found = mlpkit.encoder(net)
-    assert found.layers == (Input(12), Dense(7, "sigmoid", init="he_normal"))
+    assert found.layers == (Input(12), Dense(9, "relu"), Dense(7, "sigmoid", init="he_normal"))
     assert found.evaluate(X, np.zeros((90, 7))) | {"data": 0.0} == {"data": 0.0, "weight_decay": 0.0, "sparsity": 0.0}
     found.theta[:] = 0
     np.testing.assert_array_equal(net.theta, before)
-    assert mlpkit.encoder(net, weight_decay=0.25).decays == [0.25]
+    assert mlpkit.encoder(net, weight_decay=0.25).decays == [0.25, 0.25]
 
 
 def test_what_has_no_middle_needs_a_layer():
@@ -128,11 +132,14 @@ def test_the_gradient_of_a_stack_is_that_of_its_cost():
 
 def test_every_part_keeps_its_own_decay_and_penalties():
     sparse = MLP([Input(4), Dense(3, "sigmoid", sparsity=KLSparsity(0.1, 2.0)), Dense(4, "tanh", tied_to=1)], seed=0)
-    decayed = MLP([Input(4), Dense(3, "relu", weight_decay=0.0), Dense(2, "tanh")], weight_decay=0.5, seed=0)
+    decayed = MLP(
+        [Input(4), Dense(3, "relu", weight_decay=0.0, dropout=0.5), Dense(2, "tanh")], weight_decay=0.5, seed=0
+    )
     lower = mlpkit.encoder(mlpkit.sparse_autoencoder(5, 4, seed=3), weight_decay=0.25)
     found = mlpkit.stack([lower, sparse, decayed, Dense(1, "identity", weight_decay=0.125)], seed=0)
     assert found.decays == [0.25, 0.0, 0.0, 0.0, 0.5, 0.125]
     assert found.layers[2].sparsity == KLSparsity(0.1, 2.0)
+    assert found.layers[4].dropout == 0.5
     assert found.layers[3].tied_to == 2  # what was W^(1) of its network
     assert np.shares_memory(found.weights[2], found.weights[1])
     np.testing.assert_array_equal(found.theta[:-3], np.concatenate([lower.theta, sparse.theta, decayed.theta]))

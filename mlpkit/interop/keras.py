@@ -51,7 +51,7 @@ from mlpkit.errors import InvalidArgumentError
 from mlpkit.interop.conversion import Conversion
 from mlpkit.interop.dense_stack import Linear, assemble, check_exportable, given_activations, left_out, parameters_of
 from mlpkit.interop.foreign_file import read_foreign, refuse_pickle
-from mlpkit.interop.foreign_hdf5 import ForeignReader
+from mlpkit.interop.foreign_hdf5 import ForeignReader, check_heaps
 from mlpkit.losses import Loss
 from mlpkit.mlp import MLP
 from mlpkit.strict_hdf5 import naming, refuse
@@ -59,7 +59,6 @@ from mlpkit.strict_hdf5 import naming, refuse
 __all__ = ["from_keras", "to_keras"]
 
 _SUFFIX = ".weights.h5"
-_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _LEGACY = {"model_weights", "top_level_model_weights", "_layer_checkpoint_dependencies"}
 _MAX_DEPTH = 20  # two for each model within a model
 _ADVICE = 'load it with Keras and write it by model.save_weights("name.weights.h5")'
@@ -223,9 +222,8 @@ def _refuse_others(path: str) -> None:
 
 def _read(data: bytes, path: str) -> _Found:
     """Check a file and return what it holds."""
-    if not data.startswith(_SIGNATURE):
-        refuse_pickle(path, data[:8])
-        refuse("file", "not an HDF5 file")
+    refuse_pickle(path, data[:8])
+    check_heaps(data)
     found = _Found({}, [], [])
     image: Any = io.BytesIO(data)
     with opened(image) as file:

@@ -275,7 +275,7 @@ def to_sklearn(
         f"weight_decay {decay:g} -> alpha {parameters['alpha']:g}" + (f", {divisor:g} times" if decay else ""),
         f"labels {shown(labels.tolist())} -> classes_" if labels is not None else "",
         "metadata['scikit_learn'] -> parameters, feature_names_in_" if kept else "",
-        "seed, init, provenance, further metadata: left with the network; predictions do not need them",
+        *_left_out(net, {"scikit_learn"} if labels is None else {"scikit_learn", "classes"}),
     ]
     return Conversion(estimator, tuple(filter(None, mapped)))
 
@@ -304,6 +304,17 @@ def _expressible(net: MLP) -> tuple[str, str, str]:
     if against or head is None:
         raise InvalidArgumentError(f"net must be one that scikit-learn can express; found {'; '.join(against)}")
     return *head, hidden[0] if hidden else "relu"
+
+
+def _left_out(net: MLP, taken: set[str]) -> list[str]:
+    """Return a line for each thing that plays no part in predictions and that an estimator has no place for."""
+    parts = [f"seed {net.seed}"] if net.seed is not None else []
+    for number, layer in enumerate(net.layers, start=1):
+        if isinstance(layer, Dense) and layer.init is not None:
+            parts.append(f"layer {number}: init {layer.init!r}")
+    parts += ["provenance"] if net.provenance is not None else []
+    parts += [f"metadata[{name!r}]" for name in net.metadata if name not in taken]
+    return [f"{part} -> not part of an estimator" for part in parts]
 
 
 def _labels(net: MLP, classes: ArrayLike | None, kept: dict[str, Any]) -> NDArray[Any]:

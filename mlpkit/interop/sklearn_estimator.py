@@ -57,8 +57,8 @@ def fitted(
     make = getattr(import_extra("sklearn.neural_network", extra="sklearn"), kind)
     n_outputs = net.sizes[-1]
     shape = {name: parameters[name] for name in ("hidden_layer_sizes", "activation", "loss") if name in parameters}
-    estimator = make(solver="sgd", **shape)
     try:
+        estimator = make(solver="sgd", **shape)
         if labels is None:
             targets = np.zeros((2, n_outputs))
             estimator.partial_fit(np.zeros((2, net.sizes[0]), net.dtype), targets if n_outputs > 1 else targets[:, 0])
@@ -69,7 +69,7 @@ def fitted(
         estimator.set_params(**parameters)
         # scikit-learn checks parameters only as it fits; this is how it checks them.
         estimator._validate_params()
-    except ValueError as error:
+    except (TypeError, ValueError) as error:  # the former where its version has no such parameter
         raise InvalidArgumentError(f"scikit-learn refuses the estimator: {error}") from error
     estimator.coefs_ = [np.array(W.T, order="C") for W in net.weights]
     estimator.intercepts_ = [b.copy() for b in net.biases]

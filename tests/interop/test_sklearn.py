@@ -222,6 +222,22 @@ def test_names_of_columns_and_a_generator_of_random_numbers(X, rng, tmp_path):
     assert back.random_state is None
 
 
+def test_what_an_estimator_has_no_place_for_has_a_line():
+    net = mlpkit.MLP([mlpkit.Input(2), mlpkit.Dense(2, "identity", init="he_normal")], seed=7)
+    net.metadata = {"title": "seven", "classes": [0, 1]}
+    net.provenance = {"optimizer": "LBFGS()"}
+    assert to_sklearn(net).mapped == (
+        "W^(1) (2, 2), b^(1) -> coefs_[0] (2, 2), intercepts_[0]",
+        "'identity', 'squared_error' -> MLPRegressor, loss 'squared_error'",
+        "weight_decay 0 -> alpha 0",
+        "seed 7 -> not part of an estimator",
+        "layer 2: init 'he_normal' -> not part of an estimator",
+        "provenance -> not part of an estimator",
+        "metadata['title'] -> not part of an estimator",
+        "metadata['classes'] -> not part of an estimator",
+    )
+
+
 @pytest.mark.parametrize(
     ("layers", "options", "reason"),
     [
