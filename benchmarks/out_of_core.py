@@ -1,10 +1,11 @@
 """J and its gradient over a file, and over the workers of a cluster, beside data in memory and beside peers.
 
-    python benchmarks/out_of_core.py [--only file cold workers] [--examples N] [--rounds 7]
+    python benchmarks/out_of_core.py [--only file cold workers cpu] [--examples N] [--rounds 7]
 
 - `file`: evaluations over a .npy file in the system's cache, with a memory limit of a quarter of the data (or what the
   network needs), beside the same objective in memory; and PyTorch, which reads the same file batch by batch.
 - `cold`: the same with the file dropped from the system's cache before each evaluation, beside reading it alone.
+- `cpu`: as `file`, on one thread and in time of the processor, which other programs on the machine change little.
 - `workers`: a Dask cluster of processes with one thread each, beside a plain map-reduce of NumPy code by Dask; and what
   an evaluation takes where there is next to nothing to compute.
 
@@ -46,16 +47,19 @@ def network(job: Job) -> mlpkit.MLP:
     return net
 
 
-def medians(tasks: dict[str, Callable[[], Any]], rounds: int, before: Callable[[], None] = lambda: None) -> dict:
+def medians(
+    tasks: dict[str, Callable[[], Any]], rounds: int, before: Callable[[], None] = lambda: None, clock: Any = None
+) -> dict:
     """Time tasks in turn; return the median seconds of each."""
+    clock = clock or time.perf_counter
     samples: dict[str, list[float]] = {name: [] for name in tasks}
     for _ in range(rounds + 1):  # the first round warms up
         for name, task in tasks.items():
             before()
             time.sleep(0.05)  # in which the threads of the last contender go to sleep
-            start = time.perf_counter()
+            start = clock()
             task()
-            samples[name].append(time.perf_counter() - start)
+            samples[name].append(clock() - start)
     return {name: statistics.median(times[1:]) for name, times in samples.items()}
 
 
@@ -133,7 +137,17 @@ def dask_numpy(client: Any, blocks: list[Any], job: Job) -> Callable[[], Any]:
 # Measurements --------------------------------------------------------------------------------------------------
 
 
-def over_a_file(job: Job, folder: str, rounds: int) -> dict[str, float]:
+def in_processor_time(job: Job, folder: str, rounds: int) -> dict[str, float]:
+    """Time evaluations of a file on one thread, by the processor's clock."""
+    before = mlpkit.get_num_threads()
+    mlpkit.set_num_threads(1)
+    try:
+        return over_a_file(job, folder, rounds, time.process_time)
+    finally:
+        mlpkit.set_num_threads(before)
+
+
+def over_a_file(job: Job, folder: str, rounds: int, clock: Any = None) -> dict[str, float]:
     """Time evaluations of a file that is in the system's cache."""
     path = os.path.join(folder, "X.npy")
     np.save(path, job.X)
@@ -150,10 +164,11 @@ def over_a_file(job: Job, folder: str, rounds: int) -> dict[str, float]:
         "out of core": lambda: scanned.terms(theta),
     }
     try:
-        tasks["PyTorch out of core"] = torch_over(path, job, 4096)
+        if clock is None:
+            tasks["PyTorch out of core"] = torch_over(path, job, 4096)
     except ImportError:
         print("  PyTorch is not installed")
-    return medians(tasks, rounds)
+    return medians(tasks, rounds, clock=clock)
 
 
 def cold(job: Job, folder: str, rounds: int) -> dict[str, float]:
@@ -214,7 +229,7 @@ def main() -> None:
     arguments = parser.parse_args()
     machine = describe()
     print(f"{machine['cpu']}, {machine['cores']} cores", flush=True)
-    measurements = {"file": over_a_file, "cold": cold, "workers": None}
+    measurements = {"file": over_a_file, "cold": cold, "workers": None, "cpu": in_processor_time}
     results = []
     with tempfile.TemporaryDirectory() as folder:
         for what in arguments.only:
