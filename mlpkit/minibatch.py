@@ -102,6 +102,7 @@ class MiniBatches:
     def __init__(self, net: MLP, data: Data, optimizer: Stochastic) -> None:
         self._net, self._optimizer = net, optimizer
         dtype = net.dtype
+        optimizer.check_fits(dtype)
         self._rows = data.rows()
         self._n = data.n_examples
         self._size = size = min(optimizer.batch_size, self._n)
@@ -158,7 +159,8 @@ class MiniBatches:
         self._factors = np.array([1.0 / (1.0 - p) for p in drops], dtype)
         optimizer = self._optimizer
         bounds = (optimizer.clip_norm or 0.0, optimizer.clip_value or 0.0)
-        self._settings = np.array([*optimizer.constants, *bounds], dtype)
+        with np.errstate(over="ignore"):  # a bound beyond float32 bounds nothing
+            self._settings = np.array([*optimizer.constants, *bounds]).astype(dtype)
         self._scale = dtype.type(self._n / (size * self.total_weight))
         self._work = (
             np.zeros(plan.n_parameters, dtype), np.zeros((panels, 2)), np.zeros((panels, plan.n_units)),
@@ -278,7 +280,7 @@ class MiniBatches:
         # Not self.step: for `partial_fit`, epochs may differ in length.
         began = self.epoch * self.steps_an_epoch + self.step - first
         rates[:, 0] = rates_at(optimizer.learning_rate, began, count, self.steps_an_epoch)  # type: ignore[attr-defined]
-        rates[:, 1], rates[:, 2] = optimizer.corrections(times)
+        rates[:, 1], rates[:, 2] = optimizer.corrections(times, dtype)
         seeds = self._dropout_seed + times if self._drops else times[:0]
         with np.errstate(over="ignore"):  # a rate beyond float32 makes the step fail, and that is said
             rates = rates.astype(dtype)

@@ -28,6 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlpkit.checks import check_flag, check_integer, check_number
+from mlpkit.errors import InvalidArgumentError
 from mlpkit.kernels import updates
 from mlpkit.schedules import Schedule, check_learning_rate
 
@@ -106,9 +107,31 @@ class Stochastic:
         """The rule's two constants and its epsilon."""
         return 0.0, 0.0, 0.0
 
-    def corrections(self, steps: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    def corrections(
+        self, steps: NDArray[np.int64], dtype: np.dtype[Any]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Return what the two moments are multiplied by at steps counted from 1."""
         return np.ones(steps.size), np.ones(steps.size)
+
+    def check_fits(self, dtype: np.dtype[Any]) -> None:
+        """Refuse numbers that `dtype` rounds to 0 or to 1, where they may not be.
+
+        Examples
+        --------
+        >>> Adam(beta2=1 - 1e-9).check_fits(np.dtype("float64"))
+        >>> Adam(beta2=1 - 1e-9).check_fits(np.dtype("float32"))
+        Traceback (most recent call last):
+            ...
+        mlpkit.errors.InvalidArgumentError: beta2 must not be rounded to 1 by float32; found 0.999999999
+        """
+        for name in ("learning_rate", "clip_norm", "clip_value", *self._bounds):
+            value = getattr(self, name)
+            if value is None or callable(value):
+                continue
+            with np.errstate(over="ignore"):
+                there = float(dtype.type(value))
+            if value > there == 0 or ("high" in self._bounds.get(name, {}) and there == 1):
+                raise InvalidArgumentError(f"{name} must not be rounded to {there:g} by {dtype}; found {value!r}")
 
 
 @dataclass(frozen=True, repr=False)
@@ -266,9 +289,15 @@ class Adam(Stochastic):
         """Both betas and epsilon."""
         return self.beta1, self.beta2, self.epsilon
 
-    def corrections(self, steps: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Return 1 / (1 - beta^t) for both betas: moments start at 0, and are too small at first."""
-        first, second = (1.0 / (1.0 - np.power(beta, steps, dtype=np.float64)) for beta in (self.beta1, self.beta2))
+    def corrections(
+        self, steps: NDArray[np.int64], dtype: np.dtype[Any]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return 1 / (1 - beta^t) for both betas: moments start at 0, and are too small at first.
+
+        They are the betas that the moments know: 1 - beta2 is a hundred-thousandth off in float32.
+        """
+        betas = (float(dtype.type(beta)) for beta in (self.beta1, self.beta2))
+        first, second = (1.0 / (1.0 - np.power(beta, steps, dtype=np.float64)) for beta in betas)
         return first, second
 
 

@@ -154,6 +154,16 @@ def test_what_is_remembered_equals_the_twin(rule, dtype):
     assert tuple(state[name].size > 0 for name in ("first", "second")) == needs
 
 
+@pytest.mark.parametrize("rule", [Adam(0.05), AdamW(0.05), RMSprop(0.01)], ids=repr)
+def test_float32_keeps_its_digits_with_a_beta_close_to_one(rule):
+    # 1 - 0.999 has 5 digits in float32: the correction has to know the beta that the moments are made with
+    case = NETWORKS["deep"]("float32")
+    optimizer = replace(rule, batch_size=8, max_epochs=2)
+    twin = reference_steps.Training(case.net, *case.arguments[2:], optimizer)
+    case.net.fit(case.X, case.Y, optimizer)
+    assert max(reference.layer_errors(case.twin, case.net.theta, twin.run(2))) < 1e-6
+
+
 def test_adamw_decays_weights_alone_and_apart_from_the_gradient():
     # nothing to learn: outputs hit their targets at 0
     net = mlpkit.MLP([Input(2), Dense(3, "identity"), Dense(1, "identity", weight_decay=0.5)], weight_decay=0.1)

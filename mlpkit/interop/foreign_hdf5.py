@@ -1,9 +1,4 @@
-"""HDF5 files of other programs, read as strictly as mlpkit's own: only who may be in them is not known beforehand.
-
-They are laid out as the oldest HDF5 libraries do it, and there the present one (2.0) can be led around in a circle: the
-list of free blocks in a group's heap may come back to where it was, and opening the group never ends. So those lists
-are followed here before the library sees the file.
-"""
+"""HDF5 files of other programs, read as strictly as mlpkit's own: only who may be in them is not known beforehand."""
 
 from __future__ import annotations
 
@@ -16,50 +11,9 @@ from numpy.typing import NDArray
 from mlpkit.direct_hdf5 import DTYPES
 from mlpkit.strict_hdf5 import StrictReader, refuse
 
-__all__ = ["ForeignReader", "check_heaps"]
+__all__ = ["ForeignReader"]
 
-_SIGNATURE = b"\x89HDF\r\n\x1a\n"
-# Where the superblock of each version has the sizes of addresses and of lengths, and the base of all addresses.
-_SUPERBLOCKS = {0: (13, 24), 1: (13, 28), 2: (9, 12), 3: (9, 12)}
-_FREE_NULL = 1  # the end of a list of free blocks
 _MAX_MEMBERS = 10_000  # of all groups together: each takes memory of its own, many times its bytes in the file
-
-
-def check_heaps(data: bytes) -> None:
-    """Refuse a file in which the free blocks of a heap are linked in a circle, and addresses of unusual size or base.
-
-    Raises
-    ------
-    ModelFormatError
-        If it is not an HDF5 file, or one in which the library could be caught for ever.
-
-    Examples
-    --------
-    >>> import io
-    >>> file = io.BytesIO()
-    >>> with h5py.File(file, "w") as made:
-    ...     group = made.create_group("layers")
-    >>> check_heaps(file.getvalue())
-    """
-    if not data.startswith(_SIGNATURE) or len(data) < 48:
-        refuse("file", "not an HDF5 file")
-    sizes, base = _SUPERBLOCKS.get(data[8], (0, 0))
-    if not sizes or data[sizes : sizes + 2] != b"\x08\x08" or any(data[base : base + 8]):
-        refuse("superblock", "expected version 0 to 3, addresses and lengths of 8 bytes, and base 0")
-    seen: set[int] = set()  # addresses of free blocks, of which no two lists share one
-    place = data.find(b"HEAP")
-    while place >= 0:
-        length, head, segment = (_integer(data, place + at) for at in (8, 16, 24))
-        while head != _FREE_NULL and head < length and segment + head + 16 <= len(data):
-            if segment + head in seen:
-                refuse("heap", f"its list of free blocks, at byte {place}, runs in a circle or into another's")
-            seen.add(segment + head)
-            head = _integer(data, segment + head)
-        place = data.find(b"HEAP", place + 1)
-
-
-def _integer(data: bytes, place: int) -> int:
-    return int.from_bytes(data[place : place + 8], "little")
 
 
 class ForeignReader(StrictReader):

@@ -51,7 +51,8 @@ from mlpkit.errors import InvalidArgumentError
 from mlpkit.interop.conversion import Conversion
 from mlpkit.interop.dense_stack import Linear, assemble, check_exportable, given_activations, left_out, parameters_of
 from mlpkit.interop.foreign_file import read_foreign, refuse_pickle
-from mlpkit.interop.foreign_hdf5 import ForeignReader, check_heaps
+from mlpkit.interop.foreign_hdf5 import ForeignReader
+from mlpkit.interop.hdf5_circles import refuse_circles
 from mlpkit.losses import Loss
 from mlpkit.mlp import MLP
 from mlpkit.strict_hdf5 import naming, refuse
@@ -223,7 +224,7 @@ def _refuse_others(path: str) -> None:
 def _read(data: bytes, path: str) -> _Found:
     """Check a file and return what it holds."""
     refuse_pickle(path, data[:8])
-    check_heaps(data)
+    refuse_circles(data)
     found = _Found({}, [], [])
     image: Any = io.BytesIO(data)
     with opened(image) as file:

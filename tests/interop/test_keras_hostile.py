@@ -293,6 +293,47 @@ def test_a_heap_that_would_catch_the_library_for_ever(path, number):
         from_keras(path, activations=["tanh"])
 
 
+@pytest.mark.parametrize("side", [8, 16])
+@pytest.mark.parametrize("step", [0, 1])
+def test_nodes_of_a_tree_that_are_neighbours_in_a_circle(path, side, step):
+    with h5py.File(path, "w") as file:
+        chain(file, (2, 3))
+    data = bytearray(path.read_bytes())
+    nodes = [found.start() for found in re.finditer(b"TREE", data)]
+    for node, other in zip(nodes, nodes[step:] + nodes[:step], strict=True):
+        data[node + side : node + side + 8] = other.to_bytes(8, "little")
+    path.write_bytes(data)
+    with pytest.raises(ModelFormatError, match=rf"B-tree: its nodes, from byte {nodes[0]}, are neighbours in a circle"):
+        from_keras(path, activations=["tanh"])
+
+
+def test_nodes_of_a_tree_below_themselves_or_below_two(path):
+    with h5py.File(path, "w") as file:
+        chain(file, (2, 3))
+        for number in range(400):  # more than one node can hold
+            file.create_group(f"layers/dropout_{number}")
+    data = path.read_bytes()
+    assert len(from_keras(path, activations=["tanh"]).mapped) == 403
+    (parent,) = (found.start() for found in re.finditer(b"TREE", data) if data[found.start() + 5] == 1)
+    first = data[parent + 32 : parent + 40]
+    for child in (parent.to_bytes(8, "little"), first):
+        path.write_bytes(data[: parent + 48] + child + data[parent + 56 :])
+        where = int.from_bytes(child, "little")
+        with pytest.raises(
+            ModelFormatError, match=rf"B-tree: its node at byte {where} is not below one other, and only"
+        ):
+            from_keras(path, activations=["tanh"])
+
+
+def test_numbers_that_look_like_nodes_and_heaps_do_no_harm(path):
+    looks = np.frombuffer(b"TREE\0\1\2\0HEAP" + bytes(range(36)), "<f4")
+    assert np.isfinite(looks).all()
+    with h5py.File(path, "w") as file:
+        chain(file, (2, 6))
+        file["layers/dense/vars/0"][...] = looks.reshape(2, 6)
+    np.testing.assert_array_equal(from_keras(path, activations=["tanh"]).result.weights[0].T.ravel(), looks)
+
+
 def test_odd_superblocks(path):
     with h5py.File(path, "w") as file:
         chain(file, (2, 3))
