@@ -5,7 +5,7 @@
 #                (CI adds INSTALL_GROUPS="dev torch": the tests that need PyTorch, which takes gigabytes)
 #   make lint    the first two only
 #   make soak    the tests that take minutes: every float32 there is, say
-#   make bench   evaluations, predictions and the CS294A exercise beside other libraries; start, threads, memory, growth
+#   make bench   evaluations, predictions and the CS294A exercise beside other libraries; start, threads, memory, growth; files, clusters
 #   make lowest  the tests against the lowest versions that pyproject.toml admits (tests/lowest.txt)
 #   make clean   remove what the other targets wrote, except .venv, .venv-lowest and .venv-bench
 
@@ -44,6 +44,7 @@ bench: $(VENV)-bench/.installed
 	$(VENV)-bench/bin/python benchmarks/newton.py
 	$(VENV)-bench/bin/python benchmarks/model_files.py
 	$(VENV)-bench/bin/python benchmarks/training.py --courses autoencoder
+	$(VENV)-bench/bin/python benchmarks/out_of_core.py
 
 # The libraries that mlpkit is compared with stay out of the environment that the tests run in.
 $(VENV)-bench/.installed: pyproject.toml

@@ -19,13 +19,21 @@ from mlpkit import (
     losses,
     metrics,
     plotting,
+    prepare,
     preprocessing,
     schedules,
 )
 from mlpkit.activations import activation
 from mlpkit.autoencoder import maximal_inputs, sparse_autoencoder
 from mlpkit.early_stopping import EarlyStopping
-from mlpkit.errors import InvalidArgumentError, MissingExtraError, MlpkitError, ModelFormatError, TargetRangeWarning
+from mlpkit.errors import (
+    DataFileError,
+    InvalidArgumentError,
+    MissingExtraError,
+    MlpkitError,
+    ModelFormatError,
+    TargetRangeWarning,
+)
 from mlpkit.gradient_check import check_gradient, numerical_gradient
 from mlpkit.kernels import vmath
 from mlpkit.kernels.jit import blas_limited, get_num_threads, set_num_threads
@@ -55,6 +63,7 @@ __all__ = [
     "AdamW",
     "Callback",
     "ConjugateGradient",
+    "DataFileError",
     "Dense",
     "EarlyStopping",
     "GaussianNoise",
@@ -92,6 +101,7 @@ __all__ = [
     "numerical_gradient",
     "penalty",
     "plotting",
+    "prepare",
     "preprocessing",
     "pretrain",
     "schedules",

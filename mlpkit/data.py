@@ -16,34 +16,46 @@ from numpy.typing import ArrayLike, NDArray
 from mlpkit.checks import real_array
 from mlpkit.errors import InvalidArgumentError, TargetRangeWarning, frames_to_the_caller
 from mlpkit.mlp import MLP
+from mlpkit.row_files import RowSource, open_rows
+from mlpkit.scanned import ScannedLabels, ScannedRows
 from mlpkit.sources import Labels, Rows, pack_rows, same_rows
-from mlpkit.weights import ClassWeight, Packed, check_mask, check_sample_weight, count_classes, pack_elements
+from mlpkit.weights import ClassWeight, Elements, Packed, check_mask, check_sample_weight, count_classes, pack_elements
 
 __all__ = ["Data", "RowMajor", "fingerprint"]
 
 
-def fingerprint(*arrays: ArrayLike) -> str:
+def fingerprint(*arrays: Any) -> str:
     """Return a SHA-256 of arrays of numbers, of their shapes and dtypes: the same data give the same text anywhere.
+
+    Data that are in a file are read once more.
 
     Examples
     --------
     >>> fingerprint([1.0, 2.0]) == fingerprint(np.array([1.0, 2.0])) != fingerprint([1, 2])
     True
     """
-    known: dict[int, bytes] = {}  # an autoencoder's data come twice
+    known: dict[Any, bytes] = {}  # an autoencoder's data come twice
     for values in arrays:
-        if id(values) not in known:
-            known[id(values)] = _digest(real_array(values, "data"))
-    return hashlib.sha256(b"".join(known[id(values)] for values in arrays)).hexdigest()
+        key = values if isinstance(values, str) else id(values)
+        if key not in known:
+            known[key] = _digest(values)
+    keys = (values if isinstance(values, str) else id(values) for values in arrays)
+    return hashlib.sha256(b"".join(known[key] for key in keys)).hexdigest()
 
 
-def _digest(values: NDArray[Any]) -> bytes:
-    array = np.atleast_1d(values)
-    array = array.astype(array.dtype.newbyteorder("<"), copy=False)
-    digest = hashlib.sha256(f"{array.shape} {array.dtype.str}\n".encode())
-    step = max(1, (1 << 22) * len(array) // max(1, array.nbytes))  # rows: some megabytes
-    for begin in range(0, len(array), step):
-        digest.update(np.ascontiguousarray(array[begin : begin + step]).data)
+def _digest(values: Any) -> bytes:
+    known = getattr(values, "fingerprint", None)  # of an objective whose data are elsewhere
+    if isinstance(known, str):
+        return bytes.fromhex(known)
+    source = open_rows(values, "data")
+    array: Any = np.atleast_1d(real_array(values, "data")) if source is None else source
+    dtype = array.dtype.newbyteorder("<")
+    digest = hashlib.sha256(f"{array.shape} {dtype.str}\n".encode())
+    step = max(1, (1 << 22) // max(1, math.prod(array.shape[1:]) * dtype.itemsize))  # rows: some megabytes
+    for begin in range(0, array.shape[0], step):
+        end = min(begin + step, array.shape[0])
+        block = array[begin:end] if source is None else source.rows(begin, end)
+        digest.update(np.ascontiguousarray(block, dtype).data)
     return digest.digest()
 
 
@@ -67,6 +79,8 @@ class Data:
         Of the weights as they are used.
     numbers_an_example : int
         What packing takes.
+    sources : list of RowSource
+        What is read from files, or by slicing, where it is wanted; empty where all is in memory.
     """
 
     def __init__(
@@ -78,11 +92,16 @@ class Data:
         class_weight: ClassWeight | None = None,
         mask: ArrayLike | None = None,
     ) -> None:
-        inputs = Rows(X, "X", net.sizes[0], net.dtype)
+        x_source = open_rows(X, "X")
+        y_source = x_source if Y is X else open_rows(Y, "Y")
+        known = Y is X or (x_source is not None and y_source is not None and x_source.key == y_source.key)
+        self._same = known and net.sizes[-1] == net.sizes[0] and not net.loss.class_targets
+        shape = (net.sizes[0], net.dtype)
+        inputs = Rows(X, "X", *shape) if x_source is None else ScannedRows(x_source, "X", *shape)
         m = self.n_rows = inputs.shape[0]
-        self._same = Y is X and net.sizes[-1] == net.sizes[0] and not net.loss.class_targets
         counted = check_mask(mask, (m, net.sizes[-1]))
-        targets = _targets(net, Y, counted, m)
+        alike = self._same and counted is None
+        targets = inputs if alike else _targets(net, Y, y_source, counted, m)
         weights = check_sample_weight(sample_weight, m)
         inputs.check()
         if not self._same:
@@ -95,22 +114,42 @@ class Data:
         self._same = self._same or same_rows(inputs, targets)
 
         self._inputs, self._targets, self._mask, self._weights = inputs, targets, counted, weights
+        self.sources = list({id(s): s for s in (x_source, y_source) if s is not None}.values())
         self.n_examples = m if self.used is None else self.used.size
         self.total_weight = float(m if weights is None else weights.sum())
         self.largest_weight = 1.0 if weights is None else float(weights.max())
         n_in, n_out = inputs.shape[1], targets.shape[1]
-        self.numbers_an_example = n_in + (0 if self._same else n_out) + (0 if counted is None else n_out) + 1
+        self.widths = (n_in, 0 if self._same else n_out, 0 if counted is None else n_out)
+        self.numbers_an_example = sum(self.widths) + 1
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes that are in memory while the rows are read from files: weights, numbers, a mask, what is being read."""
+        held = sum(0 if array is None else array.nbytes for array in (self._weights, self.used, self._mask))
+        return held + sum(source.window_bytes for source in self.sources)
+
+    def columns(self) -> tuple[Rows, Rows | None, Rows | None]:
+        """Return inputs, targets where they are not the same, and the weights of targets where some are masked."""
+        dtype = self._inputs.dtype
+        elements = None if self._mask is None else Elements(self._mask, self._weights, dtype)
+        return self._inputs, None if self._same else self._targets, elements
+
+    def weights(self, begin: int, end: int) -> NDArray[np.float64] | float:
+        """Return the weights of some of the examples that count."""
+        if self._weights is None:
+            return 1.0
+        return self._weights[begin:end] if self.used is None else self._weights[self.used[begin:end]]
 
     def pack(self, n_numbers: int) -> Packed:
         """Return the examples that count as panels; `n_numbers` is how long the vector of weights must be."""
-        dtype, weights = self._inputs.dtype, self._weights
+        dtype = self._inputs.dtype
         X = pack_rows(self._inputs, self.used)
         Y = X if self._same else pack_rows(self._targets, self.used)
         elements = np.zeros(0, dtype)
         if self._mask is not None:
-            elements = pack_elements(self._mask, weights, self.used, dtype)
+            elements = pack_elements(self._mask, self._weights, self.used, dtype)
         w = np.zeros(n_numbers, dtype)
-        w[: self.n_examples] = 1 if weights is None else weights if self.used is None else weights[self.used]
+        w[: self.n_examples] = self.weights(0, self.n_examples)
         return Packed(X, Y, w, elements)
 
     def rows(self) -> RowMajor:
@@ -139,14 +178,17 @@ def _used(weights: NDArray[np.float64] | None) -> NDArray[np.intp] | None:
     return None if weights is None or weights.all() else np.flatnonzero(weights)
 
 
-def _targets(net: MLP, Y: ArrayLike, mask: NDArray[np.bool_] | None, m: int) -> Rows:
+def _targets(net: MLP, Y: Any, source: RowSource | None, mask: NDArray[np.bool_] | None, m: int) -> Rows:
     """Return m targets: a matrix, or class labels where the loss takes them."""
     n_out = net.sizes[-1]
-    array = real_array(Y, "Y")
-    labels = net.loss.class_targets and (array.ndim == 1 or array.shape[1:] == (1,) != (n_out,))
-    if array.size and array.ndim and array.shape[0] != m:
-        raise InvalidArgumentError(f"Y must have as many rows as X, {m}; found {array.shape[0]} (shape {array.shape})")
-    return (Labels if labels else Rows)(array, "Y", n_out, net.dtype, mask)
+    array: Any = real_array(Y, "Y") if source is None else source
+    shape = array.shape
+    labels = net.loss.class_targets and (len(shape) == 1 or shape[1:] == (1,) != (n_out,))
+    if shape and 0 not in shape and shape[0] != m:
+        raise InvalidArgumentError(f"Y must have as many rows as X, {m}; found {shape[0]} (shape {shape})")
+    if source is None:
+        return (Labels if labels else Rows)(array, "Y", n_out, net.dtype, mask)
+    return (ScannedLabels if labels else ScannedRows)(source, "Y", n_out, net.dtype, mask)
 
 
 def _check_finite(targets: Rows) -> None:
@@ -164,7 +206,7 @@ def _check_finite(targets: Rows) -> None:
 def _check_range(net: MLP, targets: Rows, used: NDArray[np.intp] | None) -> None:
     """Refuse targets for which the loss is not defined."""
     if net.loss.class_targets:
-        if not isinstance(targets, Labels):
+        if not isinstance(targets, Labels | ScannedLabels):
             targets.check_probabilities()
         return
     low, high = getattr(net.loss, "targets", (-math.inf, math.inf))

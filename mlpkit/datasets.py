@@ -21,8 +21,9 @@ from numpy.typing import NDArray
 from mlpkit.checks import check_integer, check_matrix
 from mlpkit.errors import InvalidArgumentError, MlpkitError, import_extra
 from mlpkit.idx import load_mnist, read_idx
+from mlpkit.row_writer import write_patches
 
-__all__ = ["load_images", "load_mnist", "natural_images", "read_idx"]
+__all__ = ["load_images", "load_mnist", "natural_images", "read_idx", "write_patches"]
 
 LUMINANCE = np.array([0.2125, 0.7154, 0.0721])
 

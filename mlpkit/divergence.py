@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from mlpkit.layers import parameter_blocks
 from mlpkit.mlp import MLP
+from mlpkit.row_files import open_rows
 
 __all__ = ["first_failure"]
 
@@ -51,11 +52,15 @@ def first_failure(
         return found
     there = net.__copy__()
     there.theta = theta
-    rows = np.asarray(X)
+    source = open_rows(X, "X")
+    rows = np.asarray(X) if source is None else None
+    m = len(rows) if source is None else source.shape[0]  # type: ignore[arg-type]
     with np.errstate(all="ignore"):
         finite = np.ones(net.n_layers - 1, bool)
-        for begin in range(0, len(rows), _ROWS):
-            finite &= [bool(np.isfinite(a).all()) for a in there.activations(rows[begin : begin + _ROWS])]
+        for begin in range(0, m, _ROWS):
+            end = min(begin + _ROWS, m)
+            some = source.rows(begin, end) if rows is None else rows[begin:end]  # type: ignore[union-attr]
+            finite &= [bool(np.isfinite(a).all()) for a in there.activations(some)]
         if not finite.all():
             return f"the activations of layer {2 + int(finite.argmin())}"
         terms, gradient = evaluate(theta)

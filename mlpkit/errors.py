@@ -11,6 +11,7 @@ import sys
 from types import ModuleType
 
 __all__ = [
+    "DataFileError",
     "InvalidArgumentError",
     "MissingExtraError",
     "MlpkitError",
@@ -31,6 +32,10 @@ class InvalidArgumentError(MlpkitError, ValueError):
 
 class ModelFormatError(MlpkitError, ValueError):
     """A file is not a model that this version can read; the message names the element and the reason."""
+
+
+class DataFileError(MlpkitError, OSError):
+    """A file of data changed or vanished while it was in use, or cannot be read; the message names it."""
 
 
 class MissingExtraError(MlpkitError, ImportError):

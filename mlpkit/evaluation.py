@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 from mlpkit.kernels.jit import hold_blas_while_alive
 
 if TYPE_CHECKING:
-    from mlpkit.objective import Objective
+    from mlpkit.base_objective import BaseObjective
 
 __all__ = ["Evaluation"]
 
@@ -31,7 +31,7 @@ class Evaluation:
     array([2., 1.])
     """
 
-    def __init__(self, objective: Objective) -> None:
+    def __init__(self, objective: BaseObjective) -> None:
         self._objective = objective
         self._n_calls = 0
 

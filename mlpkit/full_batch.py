@@ -14,7 +14,6 @@ from mlpkit.divergence import first_failure
 from mlpkit.errors import InvalidArgumentError
 from mlpkit.history import Iteration
 from mlpkit.loop import Loop, Stop
-from mlpkit.objective import Objective
 from mlpkit.optimizers import Optimizer, Resumable, is_resumable
 
 __all__ = ["FullBatch"]
@@ -36,13 +35,13 @@ class FullBatch:
     ----------
     optimizer : Optimizer
         What minimises.
-    objective : Objective
+    objective : Objective or DaskObjective
         What is minimised, and the network whose parameters are where to start.
     inputs : callable
         Returns the inputs that the objective was given; called where a training diverges.
     """
 
-    def __init__(self, optimizer: Optimizer, objective: Objective, inputs: Callable[[], ArrayLike]) -> None:
+    def __init__(self, optimizer: Optimizer, objective: Any, inputs: Callable[[], ArrayLike]) -> None:
         self._optimizer, self._objective, self._inputs = optimizer, objective, inputs
         self._dtype = objective.net.dtype
         self.n_examples = objective.n_examples

@@ -288,6 +288,7 @@ class MLP(Trainable):
         *,
         class_weight: ClassWeight | None = None,
         mask: ArrayLike | None = None,
+        memory_limit: int | str | None = None,
     ) -> dict[str, float]:
         """Return the terms of J on data: ``data``, ``weight_decay`` and ``sparsity``, which sum to J.
 
@@ -301,9 +302,8 @@ class MLP(Trainable):
         """
         from mlpkit.objective import Objective
 
-        return Objective(self, X, Y, sample_weight, keep_activations=False, class_weight=class_weight, mask=mask).terms(
-            self._theta
-        )
+        more = {"class_weight": class_weight, "mask": mask, "memory_limit": memory_limit}
+        return Objective(self, X, Y, sample_weight, keep_activations=False, **more).terms(self._theta)  # type: ignore[arg-type]
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the model to an HDF5 file, atomically; see `mlpkit.model_file`."""

@@ -14,6 +14,7 @@ from mlpkit.errors import InvalidArgumentError
 from mlpkit.metrics import resolve
 from mlpkit.mlp import MLP
 from mlpkit.objective import Objective
+from mlpkit.row_files import refuse_files
 
 __all__ = ["Examples", "Monitor", "hold_out"]
 
@@ -69,6 +70,8 @@ def hold_out(train: Examples, validation: Any, generator: np.random.Generator) -
             f"validation must be (X, Y), (X, Y, sample_weight) or a fraction; found {type(validation).__name__}"
         )
     fraction = check_number(validation, "validation", low=0, high=1, low_open=True, high_open=True)
+    refuse_files(train.X, "X", "where a fraction of it is held out")
+    refuse_files(train.Y, "Y", "where a fraction of it is held out")
     m = len(real_array(train.X, "X"))
     held = round(fraction * m)
     if not 0 < held < m:
@@ -112,6 +115,8 @@ class Monitor:
             weights = np.ones(m) if of.sample_weight is None else np.asarray(of.sample_weight, np.float64)
             self._weights = weights / weights.sum()
         if self._metrics:
+            refuse_files(of.X, "X", "where there are metrics")
+            refuse_files(of.Y, "Y", "where there are metrics")
             self._X, self._Y = real_array(of.X, "X"), real_array(of.Y, "Y")
             self._sample_weight = None if of.sample_weight is None else np.asarray(of.sample_weight, np.float64)
 

@@ -1,11 +1,13 @@
-"""The objective J(theta) of the notes, its terms and its exact gradient, over data held in memory.
+"""The objective J(theta) of the notes, its terms and its exact gradient, over data in memory or in files.
 
     J(theta) = sum_i w_i loss(h(x_i), y_i) / sum_i w_i  +  sum_l lambda_l / 2 sum (W^(l))^2
              + sum over sparse layers  beta sum_j KL(rho || rho_hat_j), or other penalties on activations
 
 rho_hat is a mean over *all* examples, so where a layer is sparse one sweep forward over everything comes before the
 sweep that goes backward (section 3 of the notes). Between the two, the hidden activations are kept, or computed again
-where they would take too much memory; both ways give the same bits. Division by the sum of weights happens here, once.
+where they would take too much memory; both ways give the same bits. Data that memory does not hold are read on every
+sweep (`mlpkit.out_of_core`), to the same bits again. Division by the sum of weights happens once, in
+`mlpkit.base_objective`.
 """
 
 from __future__ import annotations
@@ -17,41 +19,44 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from mlpkit.checks import check_flag, check_out, real_array
+from mlpkit.base_objective import BaseObjective
+from mlpkit.budget import available_memory, check_memory_limit, shown_bytes
+from mlpkit.checks import check_flag, check_out
 from mlpkit.data import Data
-from mlpkit.errors import InvalidArgumentError
-from mlpkit.evaluation import Evaluation
+from mlpkit.engine import Engine
+from mlpkit.errors import MlpkitError
 from mlpkit.hessian import HessianProducts
-from mlpkit.kernels import sweeps
-from mlpkit.kernels.jit import Exclusive, get_num_threads, launch
-from mlpkit.kernels.tiles import aligned_empty
 from mlpkit.mlp import MLP, check_network
+from mlpkit.out_of_core import InMemory, OutOfCore, Reading
 from mlpkit.per_example import Examples, numbers_of
 from mlpkit.plan import Plan
-from mlpkit.weights import ClassWeight
+from mlpkit.weights import ClassWeight, Packed
 
 __all__ = ["Objective"]
 
 
-class Objective:
+class Objective(BaseObjective):
     """A network and a data set as a function of theta: J, its gradient and its terms.
 
-    The data are checked and packed once. The network is read when the objective is made and never changed by it.
+    The data are checked once, and packed once if they fit; otherwise a thread reads and packs them chunk by chunk while
+    others compute. The network is read when the objective is made and never changed by it.
 
     Parameters
     ----------
     net : MLP
         Layers, loss and weight decay.
-    X : array-like, shape (m, s_1)
-        Examples in rows.
-    Y : array-like
+    X : array-like, shape (m, s_1), or path
+        Examples in rows: an array, the path of a .npy, HDF5 or Zarr file, an open dataset, a memory map, or whatever
+        has ``shape``, ``dtype`` and slices of rows; see `mlpkit.row_files`.
+    Y : array-like or path
         Targets, shape (m, s_{n_l}), or (m,) for one output; for cross-entropy integer class labels (m,) or rows of
-        probabilities. X itself, or an equal array, makes an autoencoder and is packed once.
+        probabilities. X itself, an equal array or the same file makes an autoencoder, whose rows are read once.
     sample_weight : array-like, shape (m,), optional
         w_i >= 0, not all 0; examples of weight 0 are left out.
     keep_activations : bool, optional
         Whether to keep the hidden activations from the first sweep to the second (the notes' first way) or to compute
-        them twice (the second way). None keeps them if they take at most a quarter of the free memory.
+        them twice (the second way). None keeps them if they take at most a quarter of the free memory. Of data that do
+        not fit `memory_limit`, those of as many chunks are kept as it allows, or none if False.
     class_weight : mapping, array-like or "balanced", optional
         Weights of the classes, for cross-entropy, and for binary cross-entropy with one output: a mapping from labels
         (1 for those it does not name), or one weight for each class. w_i is multiplied by that of the example's class;
@@ -60,11 +65,16 @@ class Objective:
     mask : array-like of bool, shape (m, s_{n_l}), optional
         True where a target counts. The others, which may be NaN, bring nothing to loss and gradient, and are read as 0
         by class weights; the sum of weights that J is divided by stays what it is.
+    memory_limit : int or str, optional
+        Bytes, or text such as ``"2GB"``, that the objective may hold. Data that fit are packed in memory, others read
+        on every pass. By default arrays are packed, and files if they take at most half of the memory that is free.
 
     Raises
     ------
     InvalidArgumentError
         Naming the argument, what was expected and what was found.
+    DataFileError
+        Then or at any evaluation, for a file that cannot be read, has changed or is gone.
 
     Examples
     --------
@@ -85,59 +95,41 @@ class Objective:
         *,
         class_weight: ClassWeight | None = None,
         mask: ArrayLike | None = None,
+        memory_limit: int | str | None = None,
     ) -> None:
         check_network(net)
         if keep_activations is not None:
             keep_activations = check_flag(keep_activations, "keep_activations")
-        self.net = net
-        dtype = net.dtype
+        limit = check_memory_limit(memory_limit)
         data = Data(net, X, Y, sample_weight, class_weight, mask)
-        self.n_examples = data.n_examples
-        self._plan = plan = Plan(net.layers, dtype, self.n_examples, net.loss)
-        n_lanes = plan.cut.n_panels * plan.lanes
-        self._keep = plan.n_kept > 0 and (
-            _fits(plan.kept_rows * n_lanes * dtype.itemsize) if keep_activations is None else keep_activations
-        )
-        self._packed_bytes = n_lanes * data.numbers_an_example * dtype.itemsize
-        try:
-            self._data = data.pack(n_lanes)
-        except MemoryError as error:
-            raise MemoryError(f"the objective needs {self.memory / 1e9:.3g} GB for these data") from error
+        plan = Plan(net.layers, net.dtype, data.n_examples, net.loss)
+        super().__init__(net, plan, data.n_examples, data.total_weight, data.largest_weight)
         self.n_rows, self._used = data.n_rows, data.used
-        self._total_weight = data.total_weight
-        self._scale = dtype.type(1.0 / self._total_weight)
-        # A dead unit's slope rho / tiny would be infinite in float32, and infinity times its f' = 0 is NaN.
-        self._steepest = np.finfo(dtype).max / (16.0 * data.largest_weight)
-        self._decay = np.array(net.decays, dtype)
-        self._strengths = np.array([layer.l1_strength for layer in plan.dense], dtype)
-        self._penalized = [(plan.units(i), plan.dense[i]) for i in plan.sparse]
-        self._constants = plan.constants()
-        self._counter = np.zeros(2, np.int64)
-        self._slopes = np.zeros(plan.n_units, dtype)
-        self._sums = np.zeros((plan.cut.n_pieces, plan.n_units))
-        self._losses = np.zeros((plan.n_losses, 2))
-        self._make_ready()
-
-    def _make_ready(self) -> None:
-        """Set up what holds in this process only: addresses, memory to work in, a lock."""
-        self._table = self._plan.rows()
-        self._output = self._plan.output_address()
-        self._sections: dict[str, NDArray[Any]] = {}
+        self._engine = Engine(plan)
         self._hessian: HessianProducts | None = None
-        self._exclusive = Exclusive("an objective cannot be evaluated inside its own evaluation (by a signal handler?)")
+        self._store: InMemory | OutOfCore = self._find_store(data, keep_activations, limit)
+
+    def _find_store(self, data: Data, keep: bool | None, limit: int | None) -> InMemory | OutOfCore:
+        """Pack the data, or plan how to read them."""
+        if limit is None and data.sources:
+            limit = available_memory() // 2
+        engine, plan = self._engine, self._plan
+        if limit is None:
+            n_bytes = plan.kept_rows * plan.cut.n_panels * plan.lanes * plan.dtype.itemsize
+            wanted = _fits(n_bytes) if keep is None else keep
+            return InMemory(data, engine, plan.n_kept > 0 and wanted)
+        for kept in {keep} if keep is not None else (True, False):
+            kept = kept and plan.n_kept > 0
+            if InMemory.bytes_needed(data, engine, kept) <= limit:
+                return InMemory(data, engine, kept)
+        return OutOfCore(data, engine, limit, keep is not False)
 
     def __getstate__(self) -> dict[str, Any]:
-        state = self.__dict__.copy()
-        for name in ("_table", "_output", "_sections", "_hessian", "_exclusive"):
-            del state[name]
-        return state
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._make_ready()
+        return super().__getstate__() | {"_hessian": None}
 
     def __repr__(self) -> str:
-        return f"<Objective of {self.net!r} on {self.n_examples} examples, {self.memory / 1e6:.1f} MB>"
+        how = shown_bytes(self.memory) if self.reading is None else str(self.reading)
+        return f"<Objective of {self.net!r} on {self.n_examples} examples, {how}>"
 
     @property
     def memory(self) -> int:
@@ -145,7 +137,7 @@ class Objective:
 
         Packed X, Y (if different), weights and, with a mask, a weight for each target, which it holds from the start;
         and, allocated at the first evaluation, kept activations, activations and deltas of what is in work, and partial
-        gradients.
+        gradients. Of data that are read on every pass: two chunks, and those for which `memory_limit` has room.
 
         Examples
         --------
@@ -153,77 +145,37 @@ class Objective:
         >>> Objective(MLP([Input(2), Dense(1, "tanh")]), [[0.0, 0.0]], [0.0]).memory > 0
         True
         """
-        plan = self._plan
-        workers = min(get_num_threads(), plan.worker_limit)
-        sections = plan.sections(workers, self._keep).values()
-        numbers = sum(owners * size for owners, size in sections) + plan.n_gradients * plan.n_parameters
-        return self._packed_bytes + numbers * self.net.dtype.itemsize
+        return self._store.memory
 
     @property
-    def value_and_gradient(self) -> Evaluation:
-        """The function theta -> (J, gradient), to call or to hand to an optimiser; see `Evaluation`.
+    def reading(self) -> Reading | None:
+        """How the data are read on every pass, known before the first; None where they are packed in memory.
 
         Examples
         --------
         >>> from mlpkit import Dense, Input
-        >>> net = MLP([Input(1), Dense(1, "identity", init=0.0)])
-        >>> Objective(net, [[1.0]], [[2.0]]).value_and_gradient(net.theta)[0]
-        2.0
+        >>> net, X = MLP([Input(2), Dense(1, "tanh")]), np.zeros((20_000, 2))
+        >>> reading = Objective(net, X, np.zeros(20_000), memory_limit="400kB").reading
+        >>> reading.passes, reading.n_chunks > 1
+        (1, True)
         """
-        return Evaluation(self)
+        return self._store.reading if isinstance(self._store, OutOfCore) else None
 
-    def terms(self, theta: ArrayLike) -> dict[str, float]:
-        """Return J's terms at theta: ``data``, ``weight_decay`` and ``sparsity``, which sum to J.
+    def _sum_activations(self, theta: NDArray[Any]) -> NDArray[np.float64]:
+        return self._engine.sum_activations(theta, self._store.parts())
 
-        Examples
-        --------
-        >>> from mlpkit import Dense, Input
-        >>> net = MLP([Input(1), Dense(1, "identity", init=1.0)], weight_decay=0.5)
-        >>> Objective(net, [[1.0]], [[1.0]]).terms(net.theta)
-        {'data': 0.0, 'weight_decay': 0.25, 'sparsity': 0.0}
-        """
-        return self.terms_and_gradient(theta)[0]
+    def _sum_gradients(self, theta: NDArray[Any], gradient: NDArray[Any]) -> tuple[float, float, float]:
+        penalties = (self._slopes, self._strengths)
+        return self._engine.gradient(theta, self._store.parts(), penalties, self._scale, self._decay, gradient)
 
-    def terms_and_gradient(
-        self, theta: ArrayLike, out: NDArray[Any] | None = None
-    ) -> tuple[dict[str, float], NDArray[Any]]:
-        """Return J's terms and its gradient; otherwise as `value_and_gradient`.
-
-        Examples
-        --------
-        >>> from mlpkit import Dense, Input
-        >>> net = MLP([Input(1), Dense(1, "identity", init=0.0)])
-        >>> Objective(net, [[1.0]], [[2.0]]).terms_and_gradient(net.theta)
-        ({'data': 2.0, 'weight_decay': 0.0, 'sparsity': 0.0}, array([-2., -2.]))
-        """
-        point = self._check_theta(theta)
-        gradient = check_out(out, point.shape, point.dtype)
-        if np.may_share_memory(point, gradient):  # theta is read again after the gradient's first numbers are written
-            point = point.copy()
-        with self._exclusive:
-            return self._evaluate(point, gradient), gradient
-
-    def cancel(self) -> None:
-        """Make the evaluation under way on another thread end at once; no result is of use from here on."""
-        self._counter[1] = 1
-
-    def rho_hat(self, theta: ArrayLike) -> list[NDArray[np.float64]]:
-        """Return the mean activation of each unit: a float64 array for each layer with a penalty on it.
-
-        It is mapped to [0, 1] where the activation's range is bounded.
-
-        Examples
-        --------
-        >>> import mlpkit
-        >>> net = mlpkit.sparse_autoencoder(n_inputs=2, n_hidden=3)
-        >>> Objective(net, [[0.1, 0.2]], [[0.1, 0.2]]).rho_hat(net.theta)[0].shape
-        (3,)
-        """
-        point = self._check_theta(theta)
-        if not self._penalized:
-            return []
-        with self._exclusive:
-            return self._mean_activations(point)
+    def _packed(self, what: str) -> Packed:
+        """Return the packed data, or say that `what` needs them."""
+        if isinstance(self._store, InMemory):
+            return self._store.packed
+        raise MlpkitError(
+            f"{what} needs the data in memory; they are read from files here, or do not fit memory_limit: make an "
+            "objective of a part of them, or with a larger memory_limit"
+        )
 
     def hessian_vector_product(self, theta: ArrayLike, v: ArrayLike, out: NDArray[Any] | None = None) -> NDArray[Any]:
         """Return the exact product of the Hessian of J at theta and a vector v, without forming the Hessian.
@@ -259,15 +211,20 @@ class Objective:
         >>> Objective(net, [[2.0]], [[0.0]]).hessian_vector_product(net.theta, [1.0, 0.0])
         array([4.5, 2. ])
         """
+        data = self._packed("hessian_vector_product")
         point, direction = self._check_theta(theta), self._check_theta(v, "v")
         product = check_out(out, point.shape, point.dtype)
         point, direction = (a.copy() if np.may_share_memory(a, product) else a for a in (point, direction))
         with self._exclusive:
             if self._hessian is None:
-                self._hessian = HessianProducts(self._plan, self._table, self._constants)
+                self._hessian = HessianProducts(self._plan, self._engine.table, self._engine.constants)
             weights = (self._total_weight, self._decay, self._strengths)
-            self._hessian.product(point, direction, self._data, *weights, self._steepest, product)
+            self._hessian.product(point, direction, data, *weights, self._steepest, product)
         return product
+
+    def cancel(self) -> None:
+        """Make the evaluation under way on another thread end at once; no result is of use from here on."""
+        self._engine.cancel()
 
     def per_example_loss(self, theta: ArrayLike, look: Callable[[], None] = lambda: None) -> NDArray[np.float64]:
         """Return the loss of each example, some at a time; `look` is called in between, and may raise.
@@ -338,7 +295,7 @@ class Objective:
             point = point.copy()
         with self._exclusive:
             penalties = self._penalties_at(point, sparsity)
-            self._examples(point).gradients(self._output, penalties, wanted, gradients)
+            self._examples(point).gradients(self._engine.output, penalties, wanted, gradients)
         return gradients
 
     def per_example_gradient_norm(self, theta: ArrayLike, *, sparsity: bool = True) -> NDArray[np.float64]:
@@ -362,12 +319,12 @@ class Objective:
         sparsity = check_flag(sparsity, "sparsity")
         with self._exclusive:
             penalties = self._penalties_at(point, sparsity)
-            return self._examples(point).gradient_norms(self._output, penalties)
+            return self._examples(point).gradient_norms(self._engine.output, penalties)
 
     def _examples(self, theta: NDArray[Any]) -> Examples:
         """Return the packed examples, each by itself, at theta."""
-        network = (self._table, self._plan.n_kept, theta, self._constants)
-        return Examples(self._plan, network, self._data, self.n_rows, self._used)
+        data = self._packed("what is asked of each example")
+        return Examples(self._plan, self._engine.network(theta), data, self.n_rows, self._used)
 
     def _penalties_at(self, theta: NDArray[Any], sparsity: bool) -> tuple[NDArray[Any], NDArray[Any]]:
         """Return slopes at theta and strengths as the sweeps take them, or zeros."""
@@ -375,73 +332,6 @@ class Objective:
             return np.zeros_like(self._slopes), np.zeros_like(self._strengths)
         self._set_slopes(theta)
         return self._slopes, self._strengths
-
-    def _check_theta(self, theta: ArrayLike, name: str = "theta") -> NDArray[Any]:
-        point = real_array(theta, name)
-        if point.shape != (self._plan.n_parameters,):
-            raise InvalidArgumentError(
-                f"{name} must have shape ({self._plan.n_parameters},); found shape {point.shape}"
-            )
-        with np.errstate(over="ignore"):
-            point = np.ascontiguousarray(point, dtype=self.net.dtype)
-        return point if point.flags.writeable else point.copy()  # kernels would be compiled anew for a read-only one
-
-    def _allocate(self) -> int:
-        """Return how many threads to use, with working memory for them in place; it grows with the threads."""
-        plan, dtype = self._plan, self.net.dtype
-        workers = min(get_num_threads(), plan.worker_limit)
-        for name, (owners, size) in plan.sections(workers, self._keep).items():
-            if name not in self._sections or self._sections[name].shape[0] < owners:
-                self._sections[name] = aligned_empty(owners * size, dtype).reshape(owners, size)
-        if plan.n_gradients and "gradients" not in self._sections:
-            gradients = aligned_empty(plan.n_gradients * plan.n_parameters, dtype)
-            self._sections["gradients"] = gradients.reshape(plan.n_gradients, plan.n_parameters)
-        return workers
-
-    def _mean_activations(self, theta: NDArray[Any]) -> list[NDArray[np.float64]]:
-        """Run the forward sweep; leave the kept activations in place; return rho_hat of the layers that want it."""
-        plan = self._plan
-        workers = self._allocate()
-        network = (self._table, plan.n_kept, theta, self._constants)
-        memory = (self._keep, self._sections["kept"])
-        launch(
-            sweeps.forward_sweep, network, plan.tiling, plan.cut.piece_strips, memory, self._data.X, self._data.weights,
-            self._sums, self._counter, workers=workers,
-        )  # fmt: skip
-        means = self._sums.sum(axis=0) / self._total_weight
-        return [layer.to_unit(means[units]) for units, layer in self._penalized]
-
-    def _set_slopes(self, theta: NDArray[Any]) -> float:
-        """Find the derivative of the penalties on each unit's mean activation; return what they add to J."""
-        sparsity = 0.0
-        if self._penalized:
-            means = self._mean_activations(theta)
-            for (units, layer), rho_hat in zip(self._penalized, means, strict=True):
-                slope = np.zeros(rho_hat.size)
-                for penalty in layer.mean_penalties:
-                    sparsity += penalty.value(rho_hat)
-                    slope += penalty.derivative(rho_hat) * layer.unit_slope
-                self._slopes[units] = np.minimum(np.maximum(slope, -self._steepest), self._steepest)
-        return sparsity
-
-    def _evaluate(self, theta: NDArray[Any], gradient: NDArray[Any]) -> dict[str, float]:
-        """Fill `gradient` and return the terms of J."""
-        plan = self._plan
-        sparsity = self._set_slopes(theta)
-        workers = self._allocate()
-        network = (self._table, plan.n_kept, theta, self._constants)
-        memory = (self._keep, *(self._sections[name] for name in ("kept", "span", "scratch")))
-        penalties = (self._slopes, self._strengths)
-        work: tuple[Any, ...] = (memory, tuple(self._data), self._output, penalties)
-        whole = (self._losses, self._counter, self._scale, self._decay, gradient)
-        sweep = (network, plan.tiling)
-        if plan.cut.by_rows:
-            loss, l1, decay = launch(sweeps.gradient_by_rows, *sweep, *work, *whole, workers=workers)
-        else:
-            work = (plan.cut.piece_strips, *work, self._sections["gradients"])
-            loss, l1, decay = launch(sweeps.gradient_by_pieces, *sweep, *work, *whole, workers=workers)
-        data, sparsity = loss / self._total_weight, sparsity + l1 / self._total_weight
-        return {"data": data, "weight_decay": decay, "sparsity": sparsity}
 
 
 def _fits(n_bytes: int) -> bool:

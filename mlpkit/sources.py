@@ -17,7 +17,7 @@ from mlpkit.errors import InvalidArgumentError
 from mlpkit.kernels import simd
 from mlpkit.kernels.tiles import empty_panels, pack
 
-__all__ = ["Labels", "Rows", "pack_rows", "same_rows"]
+__all__ = ["Labels", "Rows", "check_shape", "pack_rows", "same_rows"]
 
 _BLOCK_BYTES = 1 << 20
 
@@ -59,21 +59,11 @@ class Rows:
         mask: NDArray[np.bool_] | None = None,
     ) -> None:
         array = real_array(values, name)
-        if array.ndim == 1 and n_columns == 1:
-            array = array[:, np.newaxis]
-        if array.ndim != 2:
-            raise InvalidArgumentError(f"{name} must have two dimensions, examples in rows; found shape {array.shape}")
-        if array.shape[1] != n_columns:
-            raise InvalidArgumentError(
-                f"{name} must have {n_columns} columns; found {array.shape[1]} (shape {array.shape})"
-            )
-        if array.size == 0:
-            raise InvalidArgumentError(f"{name} must not be empty; found shape {array.shape}")
         self.name = name
         self.dtype = dtype
-        self.shape: tuple[int, int] = array.shape
+        self.shape = check_shape(array.shape, name, n_columns)
         self.mask = mask
-        self._array = array
+        self._array = array.reshape(self.shape) if array.ndim == 1 else array
 
     def take(self, which: slice | NDArray[np.intp]) -> NDArray[Any]:
         """Return some rows as a C-contiguous matrix of the dtype, without a copy where the data is just that."""
@@ -137,6 +127,25 @@ class Rows:
                 i, j = np.argwhere(bad)[0]
                 return int(rows[i]), int(j), float(block[i, j])
         return None
+
+
+def check_shape(shape: tuple[int, ...], name: str, n_columns: int) -> tuple[int, int]:
+    """Return a shape as that of a matrix of `n_columns`, or say what is wrong with it.
+
+    Examples
+    --------
+    >>> check_shape((5,), "Y", 1)
+    (5, 1)
+    """
+    if len(shape) == 1 and n_columns == 1:
+        shape = (shape[0], 1)
+    if len(shape) != 2:
+        raise InvalidArgumentError(f"{name} must have two dimensions, examples in rows; found shape {shape}")
+    if shape[1] != n_columns:
+        raise InvalidArgumentError(f"{name} must have {n_columns} columns; found {shape[1]} (shape {shape})")
+    if 0 in shape:
+        raise InvalidArgumentError(f"{name} must not be empty; found shape {shape}")
+    return shape
 
 
 class Labels(Rows):

@@ -31,13 +31,14 @@ class Trainable:
     def fit(
         self,
         X: ArrayLike,
-        Y: ArrayLike,
+        Y: ArrayLike | None = None,
         optimizer: Optimizer | Stochastic | None = None,
         *,
         sample_weight: ArrayLike | None = None,
         class_weight: ClassWeight | None = None,
         mask: ArrayLike | None = None,
         keep_activations: bool | None = None,
+        memory_limit: int | str | None = None,
         validation: Any = None,
         metrics: Any = None,
         early_stopping: EarlyStopping | None = None,
@@ -56,8 +57,9 @@ class Trainable:
 
         Parameters
         ----------
-        X : array-like, shape (m, s_1)
-            Examples in rows. Noise of the input layer is added to them here: once, or anew for each epoch.
+        X : array-like, shape (m, s_1), or path
+            Examples in rows, or a file of them; see `Objective`. Noise of the input layer is added to them here: once,
+            or anew for each epoch. Or a `mlpkit.distributed.DaskObjective` of this network, and Y left out.
         Y : array-like
             Targets, shape (m, s_nl); class labels (m,) for cross-entropy; X itself for an autoencoder.
         optimizer : optimizer, optional
@@ -67,6 +69,9 @@ class Trainable:
             Weights of examples and classes, and which targets count; see `Objective`.
         keep_activations : bool, optional
             See `Objective`; not for stochastic optimisers.
+        memory_limit : int or str, optional
+            Bytes, or text such as ``"2GB"``: data that do not fit are read on every pass; see `Objective`. Not for
+            stochastic optimisers.
         validation : tuple or float, optional
             (X, Y) or (X, Y, sample_weight) of other examples, or the fraction of the rows, drawn at random from the
             network's seed, to hold out. After each iteration ``validation_loss``, the data term of J on them, is put
@@ -132,6 +137,7 @@ class Trainable:
             class_weight=class_weight,
             mask=mask,
             keep_activations=keep_activations,
+            memory_limit=memory_limit,
             validation=validation,
             metrics=metrics,
             early_stopping=early_stopping,

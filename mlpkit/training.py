@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from mlpkit.base_objective import BaseObjective
 from mlpkit.callbacks import Progress
 from mlpkit.checks import check_flag, check_integer, check_matrix
 from mlpkit.data import Data, fingerprint
@@ -35,6 +36,7 @@ from mlpkit.monitor import Examples, Monitor, hold_out
 from mlpkit.objective import Objective
 from mlpkit.optimizers import LBFGS, Optimizer
 from mlpkit.resuming import Saver, resume_from
+from mlpkit.row_files import refuse_files
 from mlpkit.run import Run, check_callbacks
 from mlpkit.stochastic import Adam, Stochastic
 from mlpkit.stochastic_training import StochasticTraining
@@ -48,14 +50,15 @@ __all__ = ["fit", "partial_fit"]
 
 def fit(
     net: MLP,
-    X: ArrayLike,
-    Y: ArrayLike,
+    X: Any,
+    Y: Any = None,
     *,
     optimizer: Optimizer | Stochastic | None = None,
     sample_weight: ArrayLike | None = None,
     class_weight: ClassWeight | None = None,
     mask: ArrayLike | None = None,
     keep_activations: bool | None = None,
+    memory_limit: int | str | None = None,
     validation: Any = None,
     metrics: Any = None,
     early_stopping: EarlyStopping | None = None,
@@ -98,8 +101,18 @@ def fit(
             f"keep_activations must be None for a stochastic optimiser, whose batches are always kept; found "
             f"{keep_activations!r}"
         )
+    if stochastic and memory_limit is not None:
+        raise InvalidArgumentError(
+            f"memory_limit must be None for a stochastic optimiser, whose data are in memory; found {memory_limit!r}"
+        )
     if not stochastic:
         _refuse_dropout(net)
+    if isinstance(X, BaseObjective):
+        more = {"Y": Y, "sample_weight": sample_weight, "class_weight": class_weight, "mask": mask}
+        more |= {"keep_activations": keep_activations, "memory_limit": memory_limit}
+        _check_objective(net, X, stochastic, more, validation)
+    elif Y is None:
+        raise InvalidArgumentError("Y must be given: only an objective that holds its data comes without")
     given = Examples(X, Y, sample_weight, mask)
     generator = np.random.default_rng(np.random.SeedSequence(net.seed, spawn_key=(3,)))
     train, held = hold_out(given, validation, generator)
@@ -109,10 +122,14 @@ def fit(
         if stochastic:
             data = Data(net, train.X, train.Y, train.sample_weight, class_weight, train.mask)
             training = StochasticTraining(net, data, chosen)
+        elif isinstance(X, BaseObjective):
+            nothing = np.zeros((0, net.sizes[0]))  # the inputs are elsewhere
+            training = FullBatch(chosen, X, lambda: nothing)
         else:
             noisy = partial(_with_noise, net, train.X)
             weights = (train.sample_weight, keep_activations)
-            objective = Objective(net, noisy(), train.Y, *weights, class_weight=class_weight, mask=train.mask)
+            more = {"mask": train.mask, "memory_limit": memory_limit}
+            objective = Objective(net, noisy(), train.Y, *weights, class_weight=class_weight, **more)  # type: ignore[arg-type]
             training = FullBatch(chosen, objective, noisy)
         loop = Loop(run, told, Monitor(run.net, train, held, metrics), max_seconds, max_evaluations, display)
         if checkpoint is None and every is not None:
@@ -233,6 +250,23 @@ def _check_optimizer(optimizer: Any) -> Any:
     return optimizer
 
 
+def _check_objective(
+    net: MLP, objective: BaseObjective, stochastic: bool, more: dict[str, Any], validation: Any
+) -> None:
+    """Refuse what an objective that is made already leaves no room for."""
+    if objective.net is not net or not isinstance(getattr(objective, "fingerprint", None), str):
+        raise InvalidArgumentError(
+            f"X must be data, or a partitioned objective that was made for this network; found {objective!r}"
+        )
+    if stochastic:
+        raise InvalidArgumentError("optimizer must be one that sees all examples at once where X is an objective")
+    given = [name for name, value in more.items() if value is not None]
+    if given:
+        raise InvalidArgumentError(f"{given[0]} must be None where X is an objective, which has its own")
+    if validation is not None and not isinstance(validation, (tuple, list)):
+        raise InvalidArgumentError(f"validation must be None or (X, Y) where X is an objective; found {validation!r}")
+
+
 def _refuse_dropout(net: MLP) -> None:
     """Refuse dropout where the objective must stay the same from one evaluation to the next."""
     for number, layer in enumerate(net.layers[1:], start=2):
@@ -251,5 +285,6 @@ def _with_noise(net: MLP, X: ArrayLike) -> ArrayLike:
     noise = net.layers[0].noise  # type: ignore[union-attr]
     if noise is None:
         return X
+    refuse_files(X, "X", "where the input layer adds noise")
     clean = check_matrix(X, "X", n_columns=net.sizes[0], dtype=net.dtype)
     return noise.apply(clean, np.random.default_rng(np.random.SeedSequence(net.seed, spawn_key=(1,))))

@@ -19,7 +19,16 @@ from mlpkit.kernels.simd import lanes
 from mlpkit.losses import Loss
 from mlpkit.sources import Rows, pack_rows
 
-__all__ = ["ClassWeight", "Packed", "check_mask", "check_sample_weight", "count_classes", "pack_elements", "scaled"]
+__all__ = [
+    "ClassWeight",
+    "Elements",
+    "Packed",
+    "check_mask",
+    "check_sample_weight",
+    "count_classes",
+    "pack_elements",
+    "scaled",
+]
 
 ClassWeight = str | Mapping[int, float] | ArrayLike
 
@@ -177,7 +186,7 @@ def _check_class_weight(class_weight: ClassWeight, n_classes: int) -> NDArray[np
     return each
 
 
-class _Elements(Rows):
+class Elements(Rows):
     """The weight of each number of the targets, read as blocks: w_i where it counts, 0 where it is masked."""
 
     def __init__(self, mask: NDArray[np.bool_], weights: NDArray[np.float64] | None, dtype: np.dtype[Any]) -> None:
@@ -185,6 +194,7 @@ class _Elements(Rows):
         self._weights = weights
 
     def take(self, which: slice | NDArray[np.intp]) -> NDArray[Any]:
+        """Return the weights of some rows."""
         block = super().take(which)
         return block if self._weights is None else block * self._weights[which].astype(self.dtype)[:, np.newaxis]
 
@@ -193,7 +203,7 @@ def pack_elements(
     mask: NDArray[np.bool_], weights: NDArray[np.float64] | None, used: NDArray[np.intp] | None, dtype: np.dtype[Any]
 ) -> NDArray[Any]:
     """Return the weight of each number of the targets as panels; lanes without an example have weight 0."""
-    panels = pack_rows(_Elements(mask, weights, dtype), used)
+    panels = pack_rows(Elements(mask, weights, dtype), used)
     m, n = mask.shape[0] if used is None else used.size, mask.shape[1]
     n_lanes = lanes(dtype)
     last = panels[-n * n_lanes :].reshape(n, n_lanes)

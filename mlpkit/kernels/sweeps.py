@@ -16,6 +16,9 @@ Arguments travel in groups, those of strips.py and:
 
     tiling   (n_panels, strip_panels, span_panels, n_lanes)
     memory   (keep, kept, span, scratch): arrays with a row for each owner of such a section
+    part     which part of the data the panels are, where they are not all there is: a sweep over all of them is then
+             several launches, one a part, in the same order of the same sums. `fresh` says that sums start with this
+             part, rather than go on; `last`, that they are complete after it.
 """
 
 from __future__ import annotations
@@ -34,18 +37,21 @@ __all__ = ["forward_sweep", "gradient_by_pieces", "gradient_by_rows"]
 
 
 @kernel
-def _forward_worker(network, tiling, piece_strips, memory, X, weights, sums, counter, worker):
+def _forward_worker(network, tiling, part, memory, X, weights, sums, counter, worker):
     """Take pieces from the counter until none is left; add up w a for each unit whose mean is penalised."""
     plan, n_kept = network[0], network[1]
     n_panels, strip, capacity, n_lanes = tiling
+    begin, end, piece_strips, fresh = part
     keep, kept = memory
     while True:
         piece = claim(counter)
         if piece >= sums.shape[0] or counter[1] != 0:
             break
-        sums[piece] = 0
-        for first in range(piece * piece_strips * strip, min((piece + 1) * piece_strips * strip, n_panels), strip):
-            panels = min(strip, n_panels - first)
+        if fresh:
+            sums[piece] = 0
+        start = begin + piece * piece_strips * strip
+        for first in range(start, min(start + piece_strips * strip, end), strip):
+            panels = min(strip, end - first)
             x = at(X, first * plan[0, N_IN] * n_lanes)
             w = at(weights, first * n_lanes)
             if keep:
@@ -63,30 +69,38 @@ def _forward_worker(network, tiling, piece_strips, memory, X, weights, sums, cou
                     accumulate_sums(a, plan[layer, N_OUT], w, units, panels, n_lanes)
 
 
-def _forward_sweep(network, tiling, piece_strips, memory, X, weights, sums, counter, n_workers):
-    """Fill sums (pieces, units) with sum_i w_i a_ij where means are penalised, and `kept` if asked to."""
+def _forward_sweep(network, tiling, part, memory, X, weights, sums, counter, n_workers):
+    """Fill sums (pieces, units) with sum_i w_i a_ij where means are penalised, and `kept` if asked to.
+
+    part: (begin, end, piece_strips, fresh): panels begin to end - 1, and how many strips make a piece.
+    """
     counter[0] = 0
     for worker in prange(n_workers):
-        _forward_worker(network, tiling, piece_strips, memory, X, weights, sums, counter, worker)
+        _forward_worker(network, tiling, part, memory, X, weights, sums, counter, worker)
 
 
 # The gradient --------------------------------------------------------------------------------------------------
 
 
 @kernel
-def _piece_worker(network, tiling, piece_strips, memory, data, output, penalties, gradients, losses, counter, worker):
+def _piece_worker(network, tiling, part, memory, data, output, penalties, gradients, losses, counter, worker):
     """Take pieces from the counter until none is left; fill each one's partial gradient, loss and L1 term."""
     plan = network[0]
     n_panels, strip, _, n_lanes = tiling
+    first_piece, n_pieces, piece_strips, fresh, _ = part
     keep, kept, span, scratch = memory
     while True:
-        piece = claim(counter)
-        if piece >= losses.shape[0] or counter[1] != 0:
+        place = claim(counter)
+        if place >= n_pieces or counter[1] != 0:
             break
-        gradients[piece] = 0
+        piece = first_piece + place
+        if fresh:
+            gradients[piece] = 0
+            losses[piece] = 0
         gradient = at(gradients, piece * gradients.shape[1])
-        loss = l1 = 0.0
-        for first in range(piece * piece_strips * strip, min((piece + 1) * piece_strips * strip, n_panels), strip):
+        loss, l1 = losses[piece, 0], losses[piece, 1]
+        start = place * piece_strips * strip
+        for first in range(start, min(start + piece_strips * strip, n_panels), strip):
             panels = min(strip, n_panels - first)
             own = at(kept, 0 if keep else worker * kept.shape[1])
             kept_section = (own, n_panels if keep else strip, first if keep else 0)
@@ -102,30 +116,32 @@ def _piece_worker(network, tiling, piece_strips, memory, data, output, penalties
 
 
 def _gradient_by_pieces(
-    network, tiling, piece_strips, memory, data, output, penalties, gradients, losses, counter, scale, decay, gradient,
+    network, tiling, part, memory, data, output, penalties, gradients, losses, counter, scale, decay, gradient,
     n_workers
 ):  # fmt: skip
     """Fill `gradient`; return the weighted sums of losses and of L1 penalties, and the weight decay term.
 
     scale: 1 / sum of weights; decay: lambda of each dense layer; both in the network's dtype. gradients: one for each
-    piece; losses: loss and L1 penalties of each piece.
+    piece; losses: loss and L1 penalties of each piece. part: (first_piece, n_pieces, piece_strips, fresh, last): the
+    panels are so many strips of each of those pieces. Before the last part there is nothing to return.
     """
     counter[0] = 0
     for worker in prange(n_workers):
-        _piece_worker(
-            network, tiling, piece_strips, memory, data, output, penalties, gradients, losses, counter, worker
-        )
+        _piece_worker(network, tiling, part, memory, data, output, penalties, gradients, losses, counter, worker)
+    if not part[4]:
+        return 0.0, 0.0, 0.0
     n = gradient.size
     for worker in prange(n_workers):
         begin, end = worker * n // n_workers, (worker + 1) * n // n_workers
         total = gradient[begin:end]
         total[:] = gradients[0, begin:end]
         for piece in range(1, gradients.shape[0]):
-            part = gradients[piece, begin:end]
+            more = gradients[piece, begin:end]
             for i in range(total.size):
-                total[i] += part[i]
+                total[i] += more[i]
         _finish(network, scale, decay, gradient, begin, end)
-    return _total(losses, 0), _total(losses, 1), _decay_term(network, decay)
+    n_pieces = losses.shape[0]
+    return _total(losses, 0, n_pieces, 0.0), _total(losses, 1, n_pieces, 0.0), _decay_term(network, decay)
 
 
 @kernel
@@ -175,12 +191,18 @@ def _row_worker(network, tiling, begin, memory, X, gradient, counter, n_workers)
 
 
 def _gradient_by_rows(
-    network, tiling, memory, data, output, penalties, losses, counter, scale, decay, gradient, n_workers
+    network, tiling, part, memory, data, output, penalties, losses, counter, scale, decay, gradient, n_workers
 ):
-    """Do the same as `_gradient_by_pieces`, for a gradient too large for copies; losses: a row for each strip."""
+    """Do the same as `_gradient_by_pieces`, for a gradient too large for copies; losses: a row for each strip.
+
+    part: (fresh, last, loss, l1): the panels are whole spans, and the parts before brought these sums of losses and L1
+    penalties, which are returned with this part's added.
+    """
+    fresh, last, loss, l1 = part
     n = gradient.size
-    for worker in prange(n_workers):
-        gradient[worker * n // n_workers : (worker + 1) * n // n_workers] = 0
+    if fresh:
+        for worker in prange(n_workers):
+            gradient[worker * n // n_workers : (worker + 1) * n // n_workers] = 0
     n_panels, _, capacity, _ = tiling
     for begin in range(0, n_panels, capacity):
         if counter[1] != 0:
@@ -191,9 +213,13 @@ def _gradient_by_rows(
         counter[0] = 0
         for _worker in prange(n_workers):
             _row_worker(network, tiling, begin, memory, data[0], gradient, counter, n_workers)
+    n_strips = -(-n_panels // tiling[1])
+    loss, l1 = _total(losses, 0, n_strips, loss), _total(losses, 1, n_strips, l1)
+    if not last:
+        return loss, l1, 0.0
     for worker in prange(n_workers):
         _finish(network, scale, decay, gradient, worker * n // n_workers, (worker + 1) * n // n_workers)
-    return _total(losses, 0), _total(losses, 1), _decay_term(network, decay)
+    return loss, l1, _decay_term(network, decay)
 
 
 @kernel
@@ -211,10 +237,9 @@ def _finish(network, scale, decay, gradient, begin, end):
 
 
 @kernel
-def _total(losses, column):
-    """Sum in order."""
-    total = 0.0
-    for i in range(losses.shape[0]):
+def _total(losses, column, n, total):
+    """Add the first n in order to `total`."""
+    for i in range(n):
         total += losses[i, column]
     return total
 

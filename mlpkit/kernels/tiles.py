@@ -102,13 +102,16 @@ def empty_panels(m: int, n: int, dtype: Any) -> NDArray[Any]:
     return aligned_empty(-(-m // n_lanes) * n * n_lanes, dtype)
 
 
-def pack(rows: NDArray[Any], panels: NDArray[Any]) -> None:
-    """Write a row-major matrix into panels from the first on; the last is filled up with the last row."""
+def pack(rows: NDArray[Any], panels: NDArray[Any], *, serial: bool = False) -> None:
+    """Write a row-major matrix into panels from the first on; the last is filled up with the last row.
+
+    `serial` packs on the calling thread alone, also while another one's kernels run.
+    """
     m, n = rows.shape
     n_lanes = simd.lanes(rows.dtype)
     n_panels = -(-m // n_lanes)
     workers = min(get_num_threads(), n_panels)
-    launch(_pack_sweep, rows.ctypes.data, m, n, panels, n_panels, n_lanes, workers=workers)
+    launch(_pack_sweep, rows.ctypes.data, m, n, panels, n_panels, n_lanes, workers=workers, serial=serial)
 
 
 def aligned_empty(size: int, dtype: Any) -> NDArray[Any]:
