@@ -23,6 +23,9 @@ from mlpkit.distributed import DaskObjective
 from mlpkit.errors import InvalidArgumentError, MlpkitError
 from mlpkit.partitions import PartitionedObjective, TreeSum
 
+# Processes take long to start, and where other work keeps the cores busy a lost one is waited for half a minute.
+on_a_cluster = pytest.mark.soak
+
 M, ROWS = 4000, 450  # nine partitions, the last one smaller: no tree of pairs alone
 
 
@@ -120,6 +123,7 @@ def test_partitions_are_pairs(case, partitions):
 # On a cluster -----------------------------------------------------------------------------------
 
 
+@on_a_cluster
 @pytest.mark.parametrize("n_workers", [1, 2, 4])
 def test_any_number_of_workers_gives_the_same_bits(case, expected, tmp_path, n_workers):
     net = mlpkit.MLP([mlpkit.Input(20), mlpkit.Dense(5, "softmax")], loss="cross_entropy", seed=0)
@@ -145,6 +149,7 @@ def client():
         yield found
 
 
+@on_a_cluster
 @pytest.mark.parametrize(
     "optimizer",
     [mlpkit.LBFGS(max_iter=6), mlpkit.ConjugateGradient(max_iter=4), mlpkit.GradientDescent(alpha=0.1, max_iter=4)],
@@ -160,6 +165,7 @@ def test_optimisers_take_the_same_steps(case, expected, client, optimizer):
         assert run(objective) == run(expected)
 
 
+@on_a_cluster
 def test_fit_on_a_cluster_is_fit_on_the_partitions_also_resumed(case, client, tmp_path):
     parts = [(case.X[i : i + ROWS], case.Y[i : i + ROWS]) for i in range(0, M, ROWS)]
     found = []
@@ -184,6 +190,7 @@ def test_fit_on_a_cluster_is_fit_on_the_partitions_also_resumed(case, client, tm
         net.fit(case.X)
 
 
+@on_a_cluster
 def test_an_autoencoder_without_penalties_takes_one_round(client):
     net = mlpkit.MLP([mlpkit.Input(20), mlpkit.Dense(20, "sigmoid")], seed=0)
     X = np.random.default_rng(0).uniform(size=(1000, 20))
@@ -198,6 +205,7 @@ def test_an_autoencoder_without_penalties_takes_one_round(client):
             objective.terms(net.theta[1:])
 
 
+@on_a_cluster
 def test_what_is_wrong_with_the_data_is_said_here(case, client, tmp_path):
     X, Y = as_dask(case)
     bad = case.X.copy()
@@ -248,7 +256,8 @@ def minimise_under_fire(case, client, n_kills, seed):
         return steps, objective.losses
 
 
-@pytest.mark.parametrize("n_kills", [2, pytest.param(20, marks=pytest.mark.soak)])
+@on_a_cluster
+@pytest.mark.parametrize("n_kills", [2, 20])
 def test_a_worker_killed_at_a_random_moment_changes_nothing(case, expected, n_kills):
     J, g = expected.value_and_gradient(case.net.theta)
     with cluster(2) as client:
@@ -258,6 +267,7 @@ def test_a_worker_killed_at_a_random_moment_changes_nothing(case, expected, n_ki
     assert all(step == (J, bits(g)) for step in steps)
 
 
+@on_a_cluster
 def test_a_worker_that_forgot_its_partitions_has_them_loaded_again(case, expected, client):
     from mlpkit.distributed import _release
 
@@ -267,6 +277,7 @@ def test_a_worker_that_forgot_its_partitions_has_them_loaded_again(case, expecte
         assert objective.losses == 1
 
 
+@on_a_cluster
 def test_overhead_of_an_evaluation(client):
     net = mlpkit.sparse_autoencoder(n_inputs=64, n_hidden=25, seed=0)
     X = da.from_array(np.full((8, 64), 0.5), chunks=(4, -1))

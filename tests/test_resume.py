@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import subprocess
@@ -431,24 +430,3 @@ def test_an_optimiser_of_a_users_own_can_resume(tmp_path):
     optimizer.saves = False
     with pytest.raises(InvalidArgumentError, match="must call save before each report"):
         net.fit(X, Y, optimizer, checkpoint=path)
-
-
-# ---------------------------------------------------------------------------------------------- kill -9
-
-
-def kill(times):
-    command = [sys.executable, "-W", "error", trainings.__file__, "kill", str(times)]
-    out = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
-    print(out)
-    counts = json.loads(out)
-    assert counts["killed"] >= times
-    return counts
-
-
-def test_killed_at_random_moments_training_loses_nothing():
-    assert kill(10)["resumed"] > 0
-
-
-@pytest.mark.soak
-def test_killed_two_hundred_times_training_loses_nothing():
-    assert kill(200)["resumed"] > 100
