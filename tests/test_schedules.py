@@ -40,14 +40,14 @@ ALL = [
 # Values -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("schedule", ALL, ids=repr)
+@pytest.mark.parametrize("schedule", ALL)
 def test_schedules_equal_the_twin(schedule):
     for epochs in np.linspace(0.0, 25.0, 251):
         expected = reference_steps.learning_rate(schedule, epochs)
         assert schedule(float(epochs)) == pytest.approx(expected, rel=1e-13, abs=1e-17)
 
 
-@pytest.mark.parametrize("schedule", ALL, ids=repr)
+@pytest.mark.parametrize("schedule", ALL)
 def test_schedules_begin_at_the_first_rate_and_fall(schedule):
     rates = [schedule(epochs) for epochs in np.linspace(0.0, 30.0, 301).tolist()]
     assert all(isinstance(rate, float) for rate in rates)
@@ -109,7 +109,7 @@ def network(dtype="float64"):
     return mlpkit.MLP([Input(4), Dense(5, "tanh"), Dense(2, "identity")], seed=0, weight_decay=0.01, dtype=dtype)
 
 
-@pytest.mark.parametrize("schedule", ALL, ids=repr)
+@pytest.mark.parametrize("schedule", ALL)
 def test_training_follows_the_schedule(schedule):
     X, Y = data()
     for optimizer in (SGD(schedule, momentum=0.5, batch_size=5, max_epochs=9), Adam(schedule, batch_size=9)):
