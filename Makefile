@@ -43,7 +43,7 @@ bench: $(VENV)-bench/.installed
 	$(VENV)-bench/bin/python benchmarks/optimizers.py
 	$(VENV)-bench/bin/python benchmarks/newton.py
 	$(VENV)-bench/bin/python benchmarks/model_files.py
-	$(VENV)-bench/bin/python benchmarks/training.py --courses autoencoder
+	$(VENV)-bench/bin/python benchmarks/training.py
 	$(VENV)-bench/bin/python benchmarks/out_of_core.py
 
 # The libraries that mlpkit is compared with stay out of the environment that the tests run in.
