@@ -12,11 +12,16 @@ from numpy.typing import ArrayLike, NDArray
 from mlpkit.checks import check_number, real_array
 from mlpkit.errors import InvalidArgumentError
 from mlpkit.metrics import resolve
+from mlpkit.metrics.counted import is_partial
 from mlpkit.mlp import MLP
 from mlpkit.objective import Objective
 from mlpkit.row_files import refuse_files
+from mlpkit.weights import check_mask
 
 __all__ = ["Examples", "Monitor", "hold_out"]
+
+
+_VALIDATION = "(X, Y), (X, Y, sample_weight), (X, Y, sample_weight, mask) or a fraction"
 
 
 class Examples(NamedTuple):
@@ -46,7 +51,8 @@ def hold_out(train: Examples, validation: Any, generator: np.random.Generator) -
     train : Examples
         All there are.
     validation : None, tuple or float
-        None; (X, Y) or (X, Y, sample_weight); or the fraction of rows, drawn at random, that training shall not see.
+        None; (X, Y), (X, Y, sample_weight) or (X, Y, sample_weight, mask); or the fraction of rows, drawn at random,
+        that training shall not see.
     generator : numpy.random.Generator
         What they are drawn from.
 
@@ -59,16 +65,12 @@ def hold_out(train: Examples, validation: Any, generator: np.random.Generator) -
     if validation is None:
         return train, None
     if isinstance(validation, (tuple, list)):
-        if len(validation) not in (2, 3):
-            raise InvalidArgumentError(
-                f"validation must be (X, Y), (X, Y, sample_weight) or a fraction; found {len(validation)} things"
-            )
+        if len(validation) not in (2, 3, 4):
+            raise InvalidArgumentError(f"validation must be {_VALIDATION}; found {len(validation)} things")
         X, Y, *rest = validation
         return train, Examples(X, Y, *rest)
     if isinstance(validation, (bool, np.bool_)) or not np.isscalar(validation):
-        raise InvalidArgumentError(
-            f"validation must be (X, Y), (X, Y, sample_weight) or a fraction; found {type(validation).__name__}"
-        )
+        raise InvalidArgumentError(f"validation must be {_VALIDATION}; found {type(validation).__name__}")
     fraction = check_number(validation, "validation", low=0, high=1, low_open=True, high_open=True)
     refuse_files(train.X, "X", "where a fraction of it is held out")
     refuse_files(train.Y, "Y", "where a fraction of it is held out")
@@ -96,12 +98,11 @@ class Monitor:
         What ``validation_loss``, the data term of J, and the metrics are of, whose names then begin with
         ``validation_``.
     metrics : list, optional
-        Names or functions; see `mlpkit.metrics`.
+        Names or functions; see `mlpkit.metrics`. They see no example without a target that counts.
     """
 
     def __init__(self, net: MLP, train: Examples, validation: Examples | None, metrics: Any) -> None:
         self._net = net
-        self._metrics: list[tuple[str, Callable[..., float]]] = resolve(metrics, net.layers[-1].activation)  # type: ignore[union-attr]
         self._objective: Objective | None = None
         self._prefix = ""
         of = train
@@ -114,11 +115,31 @@ class Monitor:
             m = self._objective.n_rows
             weights = np.ones(m) if of.sample_weight is None else np.asarray(of.sample_weight, np.float64)
             self._weights = weights / weights.sum()
-        if self._metrics:
+        mask = None
+        if metrics is not None and of.mask is not None:
             refuse_files(of.X, "X", "where there are metrics")
-            refuse_files(of.Y, "Y", "where there are metrics")
-            self._X, self._Y = real_array(of.X, "X"), real_array(of.Y, "Y")
-            self._sample_weight = None if of.sample_weight is None else np.asarray(of.sample_weight, np.float64)
+            mask = check_mask(of.mask, (len(real_array(of.X, "X")), net.sizes[-1]))
+        activation = net.layers[-1].activation  # type: ignore[union-attr]
+        self._metrics: list[tuple[str, Callable[..., float]]] = resolve(metrics, activation, is_partial(mask))
+        if self._metrics:
+            self._gather(of, mask)
+
+    def _gather(self, of: Examples, mask: NDArray[np.bool_] | None) -> None:
+        """Hold what metrics are of: the examples that have a target that counts."""
+        refuse_files(of.X, "X", "where there are metrics")
+        refuse_files(of.Y, "Y", "where there are metrics")
+        self._X, self._Y = real_array(of.X, "X"), real_array(of.Y, "Y")
+        self._sample_weight = None if of.sample_weight is None else np.asarray(of.sample_weight, np.float64)
+        self._mask = None
+        if mask is not None:
+            some = mask.any(axis=1)
+            self._X, self._Y = self._X[some], self._Y[some]
+            self._mask = mask[some] if is_partial(mask) else None
+            self._sample_weight = None if self._sample_weight is None else self._sample_weight[some]
+        if self._sample_weight is not None and not self._sample_weight.any():
+            raise InvalidArgumentError(
+                "sample_weight must not be zero wherever mask is True: there are metrics; found no target that counts"
+            )
 
     def __call__(self, look: Callable[[], None]) -> dict[str, float]:
         """Return what there is to put on record; `look` is called some times a second, and may raise."""
@@ -130,7 +151,7 @@ class Monitor:
             outputs = self._predict(look)
             for name, metric in self._metrics:
                 look()
-                found[self._prefix + name] = metric(self._Y, outputs, self._sample_weight)
+                found[self._prefix + name] = metric(self._Y, outputs, self._sample_weight, self._mask)
         return found
 
     def _predict(self, look: Callable[[], None]) -> NDArray[Any]:

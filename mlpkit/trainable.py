@@ -73,12 +73,13 @@ class Trainable:
             Bytes, or text such as ``"2GB"``: data that do not fit are read on every pass; see `Objective`. Not for
             stochastic optimisers.
         validation : tuple or float, optional
-            (X, Y) or (X, Y, sample_weight) of other examples, or the fraction of the rows, drawn at random from the
-            network's seed, to hold out. After each iteration ``validation_loss``, the data term of J on them, is put
-            on record.
+            (X, Y), (X, Y, sample_weight) or (X, Y, sample_weight, mask) of other examples, or the fraction of the rows,
+            drawn at random from the network's seed, to hold out. After each iteration ``validation_loss``, the data
+            term of J on them, is put on record.
         metrics : list or dict, optional
             What else to put on record: names such as ``"accuracy"`` and functions of (targets, outputs); see
-            `mlpkit.metrics`. Of validation data if there are any, else of the training data.
+            `mlpkit.metrics`. Of validation data if there are any, else of the training data; only of targets that
+            count, so that where a mask hides a part of an example's targets, functions must take a ``mask`` too.
         early_stopping : EarlyStopping, optional
             Stop when a quantity on record no longer improves, with the best parameters.
         callbacks : list, optional

@@ -57,19 +57,20 @@ def test_a_fraction_holds_out_rows_that_training_does_not_see(name):
     mask = np.arange(120).reshape(60, 2) % 7 > 0
     held = []
 
-    def look(targets, outputs, weights):
-        held.append((targets.copy(), weights.copy()))
+    def look(targets, outputs, weights, mask):
+        held.append((targets.copy(), weights.copy(), mask.copy()))
         return 0.0
 
     net, other = network(), network()
     arguments = {"sample_weight": sample_weight, "mask": mask}
     result = net.fit(X, Y, OPTIMIZERS[name], **arguments, validation=0.3, metrics=[look])
-    targets, weights = held[0]
+    targets, weights, counts = held[0]
     rows = np.flatnonzero((Y[:, np.newaxis] == targets).all(axis=2).any(axis=1))
     assert rows.size == len(targets) == 18
     assert not (np.diff(rows) == 1).all()
     np.testing.assert_array_equal(targets, Y[rows])  # in their order
     np.testing.assert_array_equal(weights, sample_weight[rows])
+    np.testing.assert_array_equal(counts, mask[rows])
     rest = np.setdiff1d(np.arange(60), rows)
     other.fit(X[rest], Y[rest], OPTIMIZERS[name], sample_weight=sample_weight[rest], mask=mask[rest])
     np.testing.assert_array_equal(net.theta, other.theta)
@@ -134,8 +135,8 @@ def test_penalties_and_dropout_are_no_part_of_it(name):
 @pytest.mark.parametrize(
     ("validation", "match"),
     [
-        ((VX,), r"validation must be \(X, Y\), \(X, Y, sample_weight\) or a fraction; found 1 things"),
-        ((VX, VY, None, None), "found 4 things"),
+        ((VX,), r"validation must be \(X, Y\), \(X, Y, sample_weight\), .* or a fraction; found 1 things"),
+        ((VX, VY, None, None, None), "found 5 things"),
         ([], "found 0 things"),
         (VX, "or a fraction; found ndarray"),
         (True, "or a fraction; found bool"),

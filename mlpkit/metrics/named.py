@@ -1,21 +1,20 @@
-"""The metrics that have names, as plain functions of targets, outputs and weights.
+"""The metrics that have names, as plain functions of targets, outputs, weights and a mask.
 
-All are computed in float64. Outputs that are not finite make a metric NaN, not an error: a training that diverges has
-them to show.
+All are computed in float64. Where a mask says that a target does not count, neither it nor its output is looked at.
+Outputs that are not finite make a metric NaN, not an error: a training that diverges has them to show.
 """
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from mlpkit import activations
-from mlpkit.checks import check_finite, check_vector, real_array
 from mlpkit.errors import InvalidArgumentError
-from mlpkit.weights import scaled
+from mlpkit.metrics.counted import check_counted, finite_or_nan, is_partial
 
 if TYPE_CHECKING:
     from mlpkit.activations import Activation
@@ -31,6 +30,7 @@ def accuracy(
     outputs: ArrayLike,
     weights: ArrayLike | None = None,
     *,
+    mask: ArrayLike | None = None,
     activation: str | Activation | None = None,
 ) -> float:
     """Return the fraction of classes that are right, as `MLP.predict_labels` names them.
@@ -47,9 +47,12 @@ def accuracy(
         What the network predicts.
     weights : array-like, shape (m,), optional
         Of the examples; all 1 if not given.
+    mask : array-like of bool, shape (m, n), optional
+        True where a target counts; where it does not, it may be NaN. Of one class an example, all or nothing counts.
     activation : str or Activation, optional
         That of the output layer; `MLP.fit` says which it is. Where it is not given, several outputs are taken for
-        softmax if the targets are labels or rows that sum to 1, and targets below 0 for a sign of tanh.
+        softmax if the targets are labels or rows that sum to 1, of which no mask hides a part, and targets below 0 for
+        a sign of tanh.
 
     Returns
     -------
@@ -58,7 +61,8 @@ def accuracy(
     Raises
     ------
     InvalidArgumentError
-        If shapes do not fit, targets are not finite or no labels, or outputs of the activation name no classes.
+        If shapes do not fit, targets are not finite or no labels, or outputs of the activation name no classes; if
+        each example has one class, and a mask hides a part of its target.
 
     Examples
     --------
@@ -67,22 +71,28 @@ def accuracy(
     >>> accuracy([1.0, -1.0, 1.0], [0.9, -0.2, 0.1], weights=[1, 1, 2], activation="tanh")
     1.0
     """
-    y, h = _targets(targets), _outputs(outputs)
-    m, n = h.shape
     coupled = None if activation is None else check_names_classes(activation).coupled
-    if coupled is not False and n > 1 and y.shape in ((m,), (m, 1)):
-        right = h.argmax(axis=1) == _labels(y.reshape(m), n)
+    case = check_counted(targets, outputs, weights, mask, labels=coupled is not False)
+    y, h, partial = case.targets, case.outputs, is_partial(case.mask)
+    one_class = coupled or y.ndim == 1
+    if coupled is None and h.shape[1] > 1 and not partial:
+        one_class = y.ndim == 1 or _are_distributions(y if case.mask is None else y[case.mask[:, 0]])
+    if one_class and partial:
+        raise InvalidArgumentError(
+            "mask must leave out all of an example's targets or none where outputs name one class an example (softmax)"
+        )
+    if one_class:
+        best = _labels(y, h.shape[1]) if y.ndim == 1 else y.argmax(axis=1)
+        right = (h.argmax(axis=1) == best)[:, np.newaxis]
     else:
-        y = _like(h, y)
-        if coupled or (coupled is None and n > 1 and _are_distributions(y)):
-            right = h.argmax(axis=1) == y.argmax(axis=1)
-        else:
-            middle = _middle(activation, y)
-            right = ((h >= middle) == (y >= middle)).mean(axis=1)
-    return _mean(right, weights) if np.isfinite(h).all() else math.nan
+        middle = _middle(activation, y)
+        right = (h >= middle) == (y >= middle)
+    return case.mean(right) if np.isfinite(h).all() else math.nan
 
 
-def mean_squared_error(targets: ArrayLike, outputs: ArrayLike, weights: ArrayLike | None = None) -> float:
+def mean_squared_error(
+    targets: ArrayLike, outputs: ArrayLike, weights: ArrayLike | None = None, *, mask: ArrayLike | None = None
+) -> float:
     """Return the mean of squared errors over examples and outputs.
 
     The loss ``"squared_error"`` is half their sum over outputs: n / 2 times this.
@@ -92,6 +102,8 @@ def mean_squared_error(targets: ArrayLike, outputs: ArrayLike, weights: ArrayLik
     targets, outputs : array-like, shape (m, n) or, for n = 1, (m,)
     weights : array-like, shape (m,), optional
         Of the examples; all 1 if not given.
+    mask : array-like of bool, shape (m, n), optional
+        True where a target counts; where it does not, it may be NaN.
 
     Returns
     -------
@@ -100,19 +112,21 @@ def mean_squared_error(targets: ArrayLike, outputs: ArrayLike, weights: ArrayLik
     Raises
     ------
     InvalidArgumentError
-        If shapes do not fit or targets are not finite.
+        If shapes do not fit, or targets that count are not finite.
 
     Examples
     --------
     >>> mean_squared_error([[1.0, 2.0], [3.0, 4.0]], [[1.0, 2.0], [3.0, 2.0]])
     1.0
     """
-    y, h = _pair(targets, outputs)
+    case = check_counted(targets, outputs, weights, mask)
     with np.errstate(over="ignore", invalid="ignore"):
-        return _mean(((y - h) ** 2).mean(axis=1), weights)
+        return case.mean((case.targets - case.outputs) ** 2)
 
 
-def mean_absolute_error(targets: ArrayLike, outputs: ArrayLike, weights: ArrayLike | None = None) -> float:
+def mean_absolute_error(
+    targets: ArrayLike, outputs: ArrayLike, weights: ArrayLike | None = None, *, mask: ArrayLike | None = None
+) -> float:
     """Return the mean of absolute errors over examples and outputs.
 
     Parameters
@@ -120,6 +134,8 @@ def mean_absolute_error(targets: ArrayLike, outputs: ArrayLike, weights: ArrayLi
     targets, outputs : array-like, shape (m, n) or, for n = 1, (m,)
     weights : array-like, shape (m,), optional
         Of the examples; all 1 if not given.
+    mask : array-like of bool, shape (m, n), optional
+        True where a target counts; where it does not, it may be NaN.
 
     Returns
     -------
@@ -128,29 +144,36 @@ def mean_absolute_error(targets: ArrayLike, outputs: ArrayLike, weights: ArrayLi
     Raises
     ------
     InvalidArgumentError
-        If shapes do not fit or targets are not finite.
+        If shapes do not fit, or targets that count are not finite.
 
     Examples
     --------
     >>> mean_absolute_error([1.0, 2.0], [1.5, 2.0])
     0.25
+    >>> mean_absolute_error([1.0, np.nan], [1.5, 2.0], mask=[True, False])
+    0.5
     """
-    y, h = _pair(targets, outputs)
+    case = check_counted(targets, outputs, weights, mask)
     with np.errstate(over="ignore", invalid="ignore"):
-        return _mean(np.abs(y - h).mean(axis=1), weights)
+        return case.mean(np.abs(case.targets - case.outputs))
 
 
-def r2(targets: ArrayLike, outputs: ArrayLike, weights: ArrayLike | None = None) -> float:
+def r2(
+    targets: ArrayLike, outputs: ArrayLike, weights: ArrayLike | None = None, *, mask: ArrayLike | None = None
+) -> float:
     """Return the coefficient of determination R**2, the mean over outputs as scikit-learn's ``r2_score`` takes it.
 
     For each output 1 - sum_i w_i (y_i - h_i)**2 / sum_i w_i (y_i - mean(y))**2; where its targets do not vary, 1 if
-    there is no error and 0 if there is. NaN for a single example.
+    there is no error and 0 if there is. Outputs of which fewer than two targets count are left out of the mean; NaN
+    where there are no others.
 
     Parameters
     ----------
     targets, outputs : array-like, shape (m, n) or, for n = 1, (m,)
     weights : array-like, shape (m,), optional
         Of the examples; all 1 if not given.
+    mask : array-like of bool, shape (m, n), optional
+        True where a target counts; where it does not, it may be NaN.
 
     Returns
     -------
@@ -159,24 +182,27 @@ def r2(targets: ArrayLike, outputs: ArrayLike, weights: ArrayLike | None = None)
     Raises
     ------
     InvalidArgumentError
-        If shapes do not fit or targets are not finite.
+        If shapes do not fit, or targets that count are not finite.
 
     Examples
     --------
     >>> r2([1.0, 2.0, 3.0], [1.0, 2.0, 4.0])
     0.5
     """
-    y, h = _pair(targets, outputs)
-    w = np.ones(len(y)) if weights is None else _weights(weights, len(y))
-    if len(y) < 2:
+    case = check_counted(targets, outputs, weights, mask)
+    y, h, w = case.targets, case.outputs, case.elements()
+    counts = w > 0
+    # The spread of a constant may be no 0, for rounding.
+    varies = np.where(counts, y, -np.inf).max(axis=0) > np.where(counts, y, np.inf).min(axis=0)
+    enough = counts.sum(axis=0) >= 2
+    if not enough.any():
         return math.nan
-    counted = y[w > 0]
-    varies = counted.max(axis=0) > counted.min(axis=0)  # the spread of a constant may be no 0, for rounding
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-        errors = w @ (y - h) ** 2
-        spread = w @ (y - np.average(y, axis=0, weights=w)) ** 2
+        errors = (w * (y - h) ** 2).sum(axis=0)
+        spread = (w * (y - (w * y).sum(axis=0) / w.sum(axis=0)) ** 2).sum(axis=0)
         constant = np.where(errors == 0, 1.0, 0.0 * errors)  # NaN stays NaN
-        return _finite_or_nan(np.where(varies & (spread != 0), 1.0 - errors / spread, constant).mean())
+        found = np.where(varies & (spread != 0), 1.0 - errors / spread, constant)
+        return finite_or_nan(found[enough].mean())
 
 
 def check_names_classes(activation: str | Activation) -> Activation:
@@ -209,34 +235,6 @@ def _middle(activation: str | Activation | None, targets: NDArray[np.float64]) -
     return 0.5 * (low + high)
 
 
-def _targets(values: ArrayLike) -> NDArray[np.float64]:
-    array = real_array(values, "targets")
-    check_finite(array, "targets")
-    return array.astype(np.float64, copy=False)
-
-
-def _outputs(values: ArrayLike) -> NDArray[np.float64]:
-    array = real_array(values, "outputs")
-    if array.ndim == 1:
-        array = array[:, np.newaxis]
-    if array.ndim != 2 or array.size == 0:
-        raise InvalidArgumentError(f"outputs must be a matrix, examples in rows, not empty; found shape {array.shape}")
-    return array.astype(np.float64, copy=False)
-
-
-def _pair(targets: ArrayLike, outputs: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    y, h = _targets(targets), _outputs(outputs)
-    return _like(h, y), h
-
-
-def _like(outputs: NDArray[np.float64], targets: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return targets in the outputs' shape, without guessing."""
-    m, n = outputs.shape
-    if targets.shape != (m, n) and not (n == 1 and targets.shape == (m,)):
-        raise InvalidArgumentError(f"targets must have the outputs' shape, {(m, n)}; found {targets.shape}")
-    return targets.reshape(m, n)
-
-
 def _labels(targets: NDArray[np.float64], n: int) -> NDArray[np.float64]:
     bad = np.flatnonzero((targets < 0) | (targets >= n) | (targets != np.floor(targets)))
     if bad.size:
@@ -248,20 +246,3 @@ def _labels(targets: NDArray[np.float64], n: int) -> NDArray[np.float64]:
 
 def _are_distributions(targets: NDArray[np.float64]) -> bool:
     return bool(np.all(targets >= 0) and np.all(np.abs(targets.sum(axis=1) - 1.0) < _ROUNDING))
-
-
-def _weights(weights: ArrayLike, m: int) -> NDArray[np.float64]:
-    """Return m weights, of which only the ratios matter."""
-    w = check_vector(weights, "weights", length=m)
-    if np.any(w < 0) or not np.any(w):
-        raise InvalidArgumentError(f"weights must not be negative, nor all zero; found a least of {w.min():g}")
-    return scaled(w)
-
-
-def _mean(values: NDArray[Any], weights: ArrayLike | None) -> float:
-    return _finite_or_nan(np.average(values, weights=None if weights is None else _weights(weights, len(values))))
-
-
-def _finite_or_nan(value: Any) -> float:
-    number = float(value)
-    return number if math.isfinite(number) else math.nan

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import math
 import numbers
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mlpkit import activations
 from mlpkit.checks import shown
 from mlpkit.errors import InvalidArgumentError
 from mlpkit.history import Iteration
@@ -34,29 +36,35 @@ _TAKEN = (*Iteration(0, 0.0, 0.0, 0.0, 0.0, 0.0, 0, 0.0, 0.0).names(), "metrics"
 _PREFIX = "validation_"
 
 
-def resolve(metrics: Any, activation: str | Activation | None = None) -> list[tuple[str, Metric]]:
-    """Return metrics as pairs of a name and a function of targets, outputs and weights.
+def resolve(
+    metrics: Any, activation: str | Activation | None = None, partial: bool = False
+) -> list[tuple[str, Metric]]:
+    """Return metrics as pairs of a name and a function of targets, outputs, weights and a mask.
 
     Parameters
     ----------
     metrics : list or dict, optional
         A list of names, of functions, which go by their own name, and of pairs ``("name", function)``; or a dict from
         names to functions. A function is called with targets and outputs, and with the examples' weights (or None) if
-        it asks for them: by a third argument without a default, or by one called ``weights`` or ``sample_weight``.
+        it asks for them: by a third argument without a default, or by one called ``weights`` or ``sample_weight``. If
+        it has an argument called ``mask``, it gets an array of the outputs' shape there, True where a target counts.
     activation : str or Activation, optional
         That of the output layer, for ``"accuracy"``.
+    partial : bool
+        Whether they will be given a mask that hides some of an example's targets and not all.
 
     Returns
     -------
     list of (str, callable)
-        ``function(targets, outputs, weights=None) -> float``. What the user's function sees of targets has as many
-        dimensions as the outputs, only class labels are a vector; and it cannot write to what it is given.
+        ``function(targets, outputs, weights=None, mask=None) -> float``. What the user's function sees of targets has
+        as many dimensions as the outputs, only class labels are a vector; and it cannot write to what it is given.
 
     Raises
     ------
     InvalidArgumentError
         For unknown names, names given twice or used by the history, and functions without one, lambdas among them;
-        for ``"accuracy"`` if the activation's outputs name no classes. From a function that is returned, naming the
+        for ``"accuracy"`` if the activation's outputs name no classes. If `partial`, for functions that do not take a
+        mask, and for ``"accuracy"`` where an example has one class. From a function that is returned, naming the
         metric, if its value is infinite or no number.
 
     Examples
@@ -83,7 +91,7 @@ def resolve(metrics: Any, activation: str | Activation | None = None) -> list[tu
     for name in names:
         if names.count(name) > 1:
             raise InvalidArgumentError(f"metrics must not repeat; found {name!r} {names.count(name)} times")
-    return [(name, _watched(name, _bound(function, activation))) for name, function in pairs]
+    return [(name, _watched(name, _bound(name, function, activation, partial), partial)) for name, function in pairs]
 
 
 def _pair(metric: Any, i: int) -> tuple[Any, Any]:
@@ -121,25 +129,35 @@ def _check(name: Any, function: Any) -> None:
         raise InvalidArgumentError(f"the metric {name!r} must be a function; found {shown(function)}")
 
 
-def _bound(function: Metric, activation: str | Activation | None) -> Metric:
+def _bound(name: str, function: Metric, activation: str | Activation | None, partial: bool) -> Metric:
     """Return `accuracy` with the activation that it is for, anything else as it is."""
     if function is not accuracy or activation is None:
         return function
-    check_names_classes(activation)
-    return lambda targets, outputs, weights: accuracy(targets, outputs, weights, activation=activation)
+    if check_names_classes(activation).coupled and partial:
+        raise InvalidArgumentError(
+            f"metrics must be without the accuracy {name!r} where mask hides some of an example's targets and not all: "
+            f"outputs of {activations.get(activation).name} name one class an example, which is then not known"
+        )
+    return functools.partial(accuracy, activation=activation)
 
 
-def _watched(name: str, function: Callable[..., Any]) -> Metric:
+def _watched(name: str, function: Callable[..., Any], partial: bool) -> Metric:
     """Return a function that hands `function` what it asks for, and looks at what comes back."""
-    with_weights = _caller(function)
+    call, takes_mask = _caller(function)
+    if partial and not takes_mask:
+        raise InvalidArgumentError(
+            f"metrics must take an argument called mask where mask hides some of an example's targets and not all, to "
+            f"know which count; found none in the metric {name!r}"
+        )
 
-    def metric(targets: Any, outputs: Any, weights: Any = None) -> float:
+    def metric(targets: Any, outputs: Any, weights: Any = None, mask: Any = None) -> float:
         y, h = _read_only(targets), _read_only(outputs)
         if h.ndim == 2 and y.shape in ((len(h),), (len(h), 1)):
             # Else targets - outputs would be a matrix of m columns.
             y = y.reshape(-1, 1) if h.shape[1] == 1 else y.reshape(-1)
+        counts = np.broadcast_to(True, h.shape) if mask is None else _read_only(mask)
         try:
-            value = with_weights(y, h, None if weights is None else _read_only(weights))
+            value = call(y, h, None if weights is None else _read_only(weights), counts)
         except Exception as error:
             error.add_note(f"raised by the metric {name!r}")
             raise
@@ -152,18 +170,26 @@ def _watched(name: str, function: Callable[..., Any]) -> Metric:
     return metric
 
 
-def _caller(function: Callable[..., Any]) -> Callable[[Any, Any, Any], Any]:
-    """Return a function of targets, outputs and weights that passes on the weights where `function` takes them."""
+def _caller(function: Callable[..., Any]) -> tuple[Callable[[Any, Any, Any, Any], Any], bool]:
+    """Return a function of targets, outputs, weights and mask that passes on what is taken, and if that is a mask."""
     try:
         parameters = inspect.signature(function).parameters
     except (TypeError, ValueError):  # some compiled functions do not tell
         parameters = {}  # type: ignore[assignment]
-    for name in ("weights", "sample_weight"):
-        if name in parameters and parameters[name].kind is not inspect.Parameter.POSITIONAL_ONLY:
-            return lambda y, h, w: function(y, h, **{name: w})
+    named = [name for name, p in parameters.items() if p.kind is not inspect.Parameter.POSITIONAL_ONLY]
+    weights_name = next((name for name in ("weights", "sample_weight") if name in named), None)
+    takes_mask = "mask" in named
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     required = [p for p in parameters.values() if p.kind in positional and p.default is inspect.Parameter.empty]
-    return function if len(required) == 3 else lambda y, h, w: function(y, h)
+    third = weights_name is None and len(required) - (takes_mask and parameters["mask"] in required) == 3
+
+    def call(y: Any, h: Any, w: Any, mask: Any) -> Any:
+        more: dict[str, Any] = {} if weights_name is None else {weights_name: w}
+        if takes_mask:
+            more["mask"] = mask
+        return function(y, h, w, **more) if third else function(y, h, **more)
+
+    return call, takes_mask
 
 
 def _read_only(values: Any) -> NDArray[Any]:
