@@ -17,7 +17,7 @@ from mlpkit.layers import Dense, Input, check_layers, draw_parameters, layer_con
 from mlpkit.losses import Loss
 from mlpkit.per_example import jacobian
 from mlpkit.prediction import Predictor
-from mlpkit.trainable import Trainable
+from mlpkit.trainable import Trainable, as_pickled
 
 if TYPE_CHECKING:
     from mlpkit.weights import ClassWeight
@@ -345,6 +345,7 @@ class MLP(Trainable):
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
         del state["_predictor"]  # it holds addresses of this process
+        state["partial_state"] = as_pickled(self.partial_state)
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -353,6 +354,14 @@ class MLP(Trainable):
 
     def __copy__(self) -> MLP:
         return copy.deepcopy(self)  # two networks never share one theta
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> MLP:
+        net = memo[id(self)] = type(self).__new__(type(self))
+        optimizer = self.partial_state[0]
+        memo[id(optimizer)] = optimizer  # it never changes, and a copy of a schedule may not be equal to it
+        own = {name: value for name, value in self.__dict__.items() if name != "_predictor"}
+        net.__setstate__(copy.deepcopy(own, memo))
+        return net
 
     def __repr__(self) -> str:
         parts = [f"[{', '.join(map(repr, self._layers))}]", f"loss={self._loss.name!r}"]

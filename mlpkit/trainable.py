@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 from typing import TYPE_CHECKING, Any
 
 from numpy.typing import ArrayLike
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from mlpkit.stochastic import Stochastic
     from mlpkit.weights import ClassWeight
 
-__all__ = ["Trainable"]
+__all__ = ["Trainable", "as_pickled"]
 
 
 class Trainable:
@@ -23,7 +24,9 @@ class Trainable:
     Attributes
     ----------
     partial_state : tuple
-        The optimiser of the last `partial_fit`, and what it remembers; (None, {}) before the first.
+        The optimiser of the last `partial_fit`, and what it remembers; (None, {}) before the first. Copies of the
+        network have it, and pickles where the optimiser can be pickled. One whose learning rate is a lambda cannot:
+        then a network that comes out of a pickle begins anew, as before the first call.
     """
 
     partial_state: tuple[Any, Any]
@@ -166,7 +169,8 @@ class Trainable:
         For data that come in parts.
 
         As long as calls are made with an equal optimiser, moments, numbers of steps and the generator go on from one
-        to the next. They are not part of a model file.
+        to the next. They are not part of a model file; of a pickle only if the optimiser can be pickled: not where its
+        learning rate is a lambda, for instance.
 
         Parameters
         ----------
@@ -203,3 +207,21 @@ class Trainable:
             class_weight=class_weight,
             mask=mask,
         )
+
+
+def as_pickled(partial_state: tuple[Any, Any]) -> tuple[Any, Any]:
+    """Return what a pickle keeps of a network's `partial_state`: all or nothing.
+
+    Examples
+    --------
+    >>> from mlpkit import SGD
+    >>> as_pickled((SGD(0.1), {"epoch": 1}))
+    (SGD(learning_rate=0.1), {'epoch': 1})
+    >>> as_pickled((SGD(lambda epochs: 0.1), {"epoch": 1}))
+    (None, {})
+    """
+    try:
+        pickle.dumps(partial_state[0])
+    except Exception:  # whatever a schedule of the user's own makes of it
+        return None, {}
+    return partial_state

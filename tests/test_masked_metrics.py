@@ -138,7 +138,7 @@ def test_a_mask_is_checked(metric, mask, weights, message):
 @pytest.mark.parametrize("name", EXPECTED)
 def test_targets_that_count_must_be_finite(name):
     _, y = EXPECTED[name]
-    with pytest.raises(InvalidArgumentError, match="targets must be finite.*; found nan at row 3 column 0"):
+    with pytest.raises(InvalidArgumentError, match=r"targets must be finite.*; found nan at row 3 column 0"):
         getattr(metrics, name)(y, OUTPUTS, mask=MASK | (np.arange(M) == 3)[:, np.newaxis])
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import threading
 from dataclasses import replace
 
 import numpy as np
@@ -163,6 +164,43 @@ def test_copies_go_on_by_themselves(duplicate):
     np.testing.assert_array_equal(net.theta, twin.theta)
     twin.partial_fit(X, Y, optimizer)
     assert (net.theta != twin.theta).any()
+
+
+class Locked:
+    """A schedule that can be neither copied nor pickled, and is equal to itself only."""
+
+    def __init__(self):
+        self.lock = threading.Lock()
+
+    def __call__(self, epochs):
+        return 0.01
+
+
+@pytest.mark.parametrize("schedule", [lambda epochs: 0.01, Locked()], ids=["lambda", "locked"])
+def test_a_schedule_that_cannot_be_pickled_is_left_out_of_pickles_alone(schedule):
+    net, (X, Y) = network(), examples()
+    optimizer = Adam(schedule, batch_size=10)
+    net.partial_fit(X, Y, optimizer)
+    net.partial_fit(X, Y, optimizer)
+    fresh = network()
+    fresh.theta = net.theta
+    twins = [copy.copy(net), copy.deepcopy(net), copy.deepcopy([net, net])[1]]
+    loaded = pickle.loads(pickle.dumps(net))
+    assert loaded.partial_state == (None, {})
+    assert net.partial_state[0] is optimizer
+    for n in (net, *twins, loaded, fresh):
+        n.partial_fit(X, Y, optimizer)
+    for twin in twins:
+        np.testing.assert_array_equal(twin.theta, net.theta)
+    np.testing.assert_array_equal(loaded.theta, fresh.theta)
+    assert (loaded.theta != net.theta).any(), "nothing was remembered"
+
+
+def test_a_copy_of_the_network_within_another_copy_is_one():
+    net = network()
+    net.metadata["me"] = net
+    twin = copy.deepcopy(net)
+    assert twin.metadata["me"] is twin is not net
 
 
 def test_model_files_do_not_hold_it(tmp_path):
