@@ -105,7 +105,9 @@ def fit(
         raise InvalidArgumentError(
             f"memory_limit must be None for a stochastic optimiser, whose data are in memory; found {memory_limit!r}"
         )
-    if not stochastic:
+    if stochastic:
+        _refuse_running_mean_of_nothing(net, chosen)
+    else:
         _refuse_dropout(net)
     if isinstance(X, BaseObjective):
         more = {"Y": Y, "sample_weight": sample_weight, "class_weight": class_weight, "mask": mask}
@@ -224,6 +226,7 @@ def partial_fit(
     chosen = Adam() if optimizer is None else optimizer
     if not isinstance(chosen, Stochastic):
         raise InvalidArgumentError(f"optimizer must be a stochastic one, such as Adam(); found {chosen!r}")
+    _refuse_running_mean_of_nothing(net, chosen)
     training = StochasticTraining(net, Data(net, X, Y, sample_weight, class_weight, mask), chosen)
     known, state = net.partial_state
     if known == chosen:
@@ -274,6 +277,16 @@ def _refuse_dropout(net: MLP) -> None:
             raise InvalidArgumentError(
                 f"optimizer must be a stochastic one, such as Adam(), for a network with dropout (layer {number})"
             )
+
+
+def _refuse_running_mean_of_nothing(net: MLP, optimizer: Stochastic) -> None:
+    """Refuse `rho_hat_momentum` where it would make no difference."""
+    if optimizer.rho_hat_momentum is None or any(layer.mean_penalties for layer in net.layers[1:]):  # type: ignore[union-attr]
+        return
+    raise InvalidArgumentError(
+        f"rho_hat_momentum must be None for a network without a penalty on mean activations (KLSparsity, MeanPenalty); "
+        f"found {optimizer.rho_hat_momentum!r}"
+    )
 
 
 def _terms(record: Any) -> dict[str, float]:

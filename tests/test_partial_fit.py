@@ -225,6 +225,21 @@ def test_only_stochastic_optimisers_will_do(wrong):
         net.partial_fit(X, Y, wrong)
 
 
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_a_running_mean_of_nothing_is_refused(momentum):
+    X, Y = examples()
+    optimizer = Adam(rho_hat_momentum=momentum, max_epochs=1)
+    message = f"rho_hat_momentum must be None for a network without a penalty on mean activations.*; found {momentum}"
+    for net in (network(), network(sparsity=mlpkit.L1Sparsity(0.1))):
+        before = net.theta.copy()
+        for train in (net.fit, net.partial_fit):
+            with pytest.raises(InvalidArgumentError, match=message):
+                train(X, Y, optimizer)
+        np.testing.assert_array_equal(net.theta, before)
+    for penalty in (KLSparsity(0.1, 1.0), (mlpkit.L1Sparsity(0.1), KLSparsity(0.1, 1.0))):
+        network(sparsity=penalty).fit(X, Y, optimizer)
+
+
 def test_bad_data_are_named_and_change_nothing():
     net, (X, Y) = network(), examples()
     optimizer = Adam(0.01)
