@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import mlpkit
-from mlpkit import callbacks, errors, plotting
+from mlpkit import KLSparsity, L1Sparsity, callbacks, errors, plotting
 from mlpkit.callbacks.lines import line
 from mlpkit.errors import InvalidArgumentError, MissingExtraError
 from mlpkit.history import History, Iteration
@@ -54,7 +54,7 @@ def test_what_users_see_is_exported():
 @pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
 def test_the_line_shows_every_term_in_80_columns(scale):
     record = Iteration(12345, 0.98765 * scale, 0.543 * scale, 0.321e-5 * scale, 0.123 * scale, 0.01, 1, 1234.5, 0.1)
-    text = line(History([record]), 15000, 80)
+    text = line(History([record]), 15000, 80, "KL")
     assert f"data {0.543 * scale:.3g} + decay {0.321e-5 * scale:.3g} + KL {0.123 * scale:.3g}" in text
     assert len(text) <= 80
 
@@ -62,21 +62,41 @@ def test_the_line_shows_every_term_in_80_columns(scale):
 def test_the_line_of_the_demo_is_whole_in_80_columns():
     record = Iteration(400, 0.456789, 0.34567, 0.0567891, 0.00543211, 1.2e-3, 450, 12.3, 0.1)
     expected = "400/400  12 s  J 0.45679 = data 0.346 + decay 0.0568 + KL 0.00543  grad 1.2e-03"
-    assert line(History([record]), 400, 80) == expected
+    assert line(History([record]), 400, 80, "KL") == expected
+
+
+@pytest.mark.parametrize(
+    ("word", "penalties"),
+    [
+        ("KL", KLSparsity(0.1)),
+        ("KL", (KLSparsity(0.1), KLSparsity(0.3))),
+        ("sparsity", L1Sparsity(0.1)),
+        ("sparsity", (KLSparsity(0.1), L1Sparsity(0.1))),
+        ("sparsity", None),
+    ],
+)
+def test_the_line_says_kl_where_it_is_nothing_else(word, penalties):
+    layers = [mlpkit.Input(1), mlpkit.Dense(3, "sigmoid", sparsity=penalties), mlpkit.Dense(1, "identity")]
+    logger = logging.Logger("mine")
+    texts = []
+    logger.handle = lambda message: texts.append(message.getMessage())
+    mlpkit.MLP(layers, seed=0).fit([[0.0], [1.0]], [1.0, 3.0], mlpkit.LBFGS(3), callbacks=[callbacks.Logging(logger)])
+    assert len(texts) == 3
+    assert all(re.search(rf"= data \S+ \+ decay 0 \+ {word} \S+  grad", text) for text in texts), texts
 
 
 def test_the_line_shows_what_there_is_room_for():
     run = run_of(4, validation_loss=0.625, validation_accuracy=0.975)
-    shown = [line(run.history, 12, width) for width in (120, 100, 90, 80, 70, 62, 40)]
+    shown = [line(run.history, 12, width) for width in (126, 106, 96, 86, 76, 68, 46)]
     assert shown == [
-        "4/12  2 s  J 0.25 = data 0.175 + decay 0.075 + KL 0  validation loss 0.625  validation accuracy 0.975"
+        "4/12  2 s  J 0.25 = data 0.175 + decay 0.075 + sparsity 0  validation loss 0.625  validation accuracy 0.975"
         "  grad 3.3e-02",
-        "4/12  2 s, 4 s left  J 0.25 = data 0.175 + decay 0.075 + KL 0  validation loss 0.625  grad 3.3e-02",
-        "4/12  2 s  J 0.25 = data 0.175 + decay 0.075 + KL 0  validation loss 0.625  grad 3.3e-02",
-        "4/12  2 s  J 0.25 = data 0.175 + decay 0.075 + KL 0  validation loss 0.625",
-        "4/12  2 s  J 0.25 = data 0.175 + decay 0.075 + KL 0  grad 3.3e-02",
-        "4/12  2 s, 4 s left  J 0.25 = data 0.175 + decay 0.075 + KL 0",
-        "4/12  2 s  J 0.25 = data 0.175 + decay 0.075 + KL 0",
+        "4/12  2 s, 4 s left  J 0.25 = data 0.175 + decay 0.075 + sparsity 0  validation loss 0.625  grad 3.3e-02",
+        "4/12  2 s  J 0.25 = data 0.175 + decay 0.075 + sparsity 0  validation loss 0.625  grad 3.3e-02",
+        "4/12  2 s  J 0.25 = data 0.175 + decay 0.075 + sparsity 0  validation loss 0.625",
+        "4/12  2 s  J 0.25 = data 0.175 + decay 0.075 + sparsity 0  grad 3.3e-02",
+        "4/12  2 s, 4 s left  J 0.25 = data 0.175 + decay 0.075 + sparsity 0",
+        "4/12  2 s  J 0.25 = data 0.175 + decay 0.075 + sparsity 0",
     ]
 
 
@@ -129,7 +149,7 @@ def test_progress_is_one_line_on_stderr(capsys, monkeypatch):
     pytest.importorskip("rich")
     monkeypatch.setenv("COLUMNS", "80")
     (text,) = shown_by(callbacks.Progress(), run_of(max_iter=3), capsys).splitlines()
-    assert re.fullmatch(r"3/3  \d+ s  J \S+ = data \S+ \+ decay \S+ \+ KL \S+  grad \S+\s*", text)
+    assert re.fullmatch(r"3/3  \d+ s  J \S+ = data \S+ \+ decay \S+ \+ sparsity \S+  grad \S+\s*", text)
 
 
 def test_progress_is_cut_in_a_narrow_terminal(capsys, monkeypatch):

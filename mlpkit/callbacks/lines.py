@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mlpkit.checks import check_integer, shown
 from mlpkit.errors import InvalidArgumentError, import_extra
 from mlpkit.history import History
+from mlpkit.penalties import KLSparsity
 from mlpkit.run import Callback, Run
+
+if TYPE_CHECKING:
+    from mlpkit.mlp import MLP
 
 __all__ = ["Logging", "Progress"]
 
@@ -71,7 +75,7 @@ class Progress(Callback):
             self._close()
 
     def _show(self, run: Run) -> None:
-        text = line(run.history, run.max_iter, self._live.console.width)
+        text = line(run.history, run.max_iter, self._live.console.width, sparsity_word(run.net))
         # Cut short rather than wrapped in a narrow terminal: what matters least comes last.
         self._live.update(self._text(text, no_wrap=True, overflow="ellipsis"), refresh=True)
 
@@ -108,8 +112,8 @@ class Logging(Callback):
     >>> net = mlpkit.MLP([mlpkit.Input(1), mlpkit.Dense(1, "identity", init=0.0)])
     >>> few = mlpkit.LBFGS(max_iter=2)
     >>> result = net.fit([[0.0], [1.0]], [1.0, 3.0], optimizer=few, callbacks=[Logging(logger)])
-    1/2  ... s  J 0.65 = data 0.65 + decay 0 + KL 0  grad 1.2e+00
-    2/2  ... s  J 0.069953 = data 0.07 + decay 0 + KL 0  grad 1.6e-01
+    1/2  ... s  J 0.65 = data 0.65 + decay 0 + sparsity 0  grad 1.2e+00
+    2/2  ... s  J 0.069953 = data 0.07 + decay 0 + sparsity 0  grad 1.6e-01
     """
 
     def __init__(self, logger: str | logging.Logger = "mlpkit", every: int = 1, level: int = logging.INFO) -> None:
@@ -139,28 +143,43 @@ class Logging(Callback):
 
     def _log(self, run: Run) -> None:
         self._logged = len(run.history)
-        self.logger.log(self.level, "%s", line(run.history, run.max_iter, None))
+        self.logger.log(self.level, "%s", line(run.history, run.max_iter, None, sparsity_word(run.net)))
 
 
-def line(history: History, max_iter: int | None, width: int | None) -> str:
-    """Return the latest iteration in words.
+def sparsity_word(net: MLP) -> str:
+    """Return what to call a network's penalties on activations in little room: "KL" if they are nothing else.
 
-    What always is there fits into 80 columns. Of the rest there is, in this order, what `width` has room for: metrics,
-    the norm of the gradient, the time left. Without a width, as for a log, it is metrics and norm.
+    Examples
+    --------
+    >>> import mlpkit
+    >>> sparsity_word(mlpkit.sparse_autoencoder(4, 2))
+    'KL'
+    >>> sparsity_word(mlpkit.MLP([mlpkit.Input(1), mlpkit.Dense(1, "tanh", sparsity=mlpkit.L1Sparsity(0.1))]))
+    'sparsity'
+    """
+    penalties = [penalty for layer in net.layers[1:] for penalty in layer.penalties]  # type: ignore[union-attr]
+    return "KL" if penalties and all(isinstance(penalty, KLSparsity) for penalty in penalties) else "sparsity"
+
+
+def line(history: History, max_iter: int | None, width: int | None, word: str = "sparsity") -> str:
+    """Return the latest iteration in words, `word` being that for the penalties on activations.
+
+    What always is there fits into 80 columns with KL, a few more with another word. Of the rest there is, in this order,
+    what `width` has room for: metrics, the norm of the gradient, the time left. Without a width, as for a log, it is
+    metrics and norm.
 
     Examples
     --------
     >>> from mlpkit.history import Iteration
     >>> history = History([Iteration(4, 0.5, 0.4, 0.1, 0.0, 0.02, 5, 2.0, 0.5, metrics={"validation_loss": 0.6})])
-    >>> line(history, 12, 100)
-    '4/12  2 s, 4 s left  J 0.5 = data 0.4 + decay 0.1 + KL 0  validation loss 0.6  grad 2.0e-02'
+    >>> line(history, 12, 110)
+    '4/12  2 s, 4 s left  J 0.5 = data 0.4 + decay 0.1 + sparsity 0  validation loss 0.6  grad 2.0e-02'
     """
     record = history[-1]
     of = f"/{max_iter}" if max_iter is not None else ""
     head = f"{record.iteration}{of}  {record.seconds:.0f} s"
-    body = (
-        f"  J {record.cost:.5g} = data {record.data:.3g} + decay {record.weight_decay:.3g} + KL {record.sparsity:.3g}"
-    )
+    terms = {"data": record.data, "decay": record.weight_decay, word: record.sparsity}
+    body = f"  J {record.cost:.5g} = {' + '.join(f'{name} {value:.3g}' for name, value in terms.items())}"
     room = float("inf") if width is None else width - len(head) - len(body)
     end = ""
     metrics = [f"  {name.replace('_', ' ')} {value:.4g}" for name, value in record.metrics.items()]
