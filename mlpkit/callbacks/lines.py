@@ -164,9 +164,9 @@ def sparsity_word(net: MLP) -> str:
 def line(history: History, max_iter: int | None, width: int | None, word: str = "sparsity") -> str:
     """Return the latest iteration in words, `word` being that for the penalties on activations.
 
-    What always is there fits into 80 columns with KL, a few more with another word. Of the rest there is, in this order,
-    what `width` has room for: metrics, the norm of the gradient, the time left. Without a width, as for a log, it is
-    metrics and norm.
+    What always is there fits into 80 columns with KL, a few more with another word. Of the rest there is, in this
+    order, what `width` has room for: metrics, the norm of the gradient, the time left. Without a width, as for a log,
+    it is metrics and norm.
 
     Examples
     --------
