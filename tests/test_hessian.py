@@ -7,10 +7,10 @@ import pickle
 import numpy as np
 import pytest
 import reference
+from cases import DTYPES, SUMS, THREADS, bits, sparse_case, summed, threads
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import Case, cases
-from test_objective import DTYPES, SUMS, THREADS, bits, sparse_case, summed, threads
 
 import mlpkit
 from mlpkit.errors import InvalidArgumentError
