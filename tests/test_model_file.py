@@ -1,4 +1,4 @@
-"""The model file: exact round trips, what else a file carries, newer versions, and the user's own functions."""
+"""The model file: exact round trips, what else a file carries, and newer versions."""
 
 import copy
 import io
@@ -17,39 +17,16 @@ import pytest
 from forging import attribute, config_of, configured, describe, document, forge, put_json, seal, without_attribute
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from models import same_bits, saved, small_net
 
 import mlpkit
-from mlpkit import MLP, Dense, Input, KLSparsity, activations, losses, model_file, user_penalties
+from mlpkit import MLP, Dense, Input, model_file
 from mlpkit.errors import InvalidArgumentError, MlpkitError, ModelFormatError
-
-
-def small_net(dtype="float64", seed=1):
-    return MLP(
-        [
-            Input(4),
-            Dense(3, "sigmoid", sparsity=KLSparsity(rho=0.1, beta=2.0), weight_decay=0.5),
-            Dense(2, "tanh", bias=False, init="glorot_uniform"),
-            Dense(4, "identity"),
-        ],
-        weight_decay=1e-3,
-        dtype=dtype,
-        seed=seed,
-    )
-
-
-def saved(net, folder):
-    path = Path(folder, "model.h5")
-    net.save(path)
-    return path
 
 
 @pytest.fixture
 def model(tmp_path):
     return saved(small_net(), tmp_path)
-
-
-def same_bits(a, b):
-    return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
 
 
 # ------------------------------------------------------------------------------------- round trips
@@ -370,77 +347,7 @@ def test_saving_does_not_change_the_network(tmp_path):
     assert net.config() == config
 
 
-# -------------------------------------------------------------------------------- user's functions
-
-
-def cube(name="cube of a test"):
-    """An activation of the user's own."""
-    return activations.Activation(name, lambda z: z * z * z, lambda z, a: 3.0 * z * z)
-
-
-@pytest.fixture
-def registries():
-    """Forget what a test registers."""
-    found = [module.REGISTRY for module in (activations.record, losses.record, user_penalties)]
-    before = [set(registry) for registry in found]
-    yield
-    for registry, names in zip(found, before, strict=True):
-        for name in registry.keys() - names:
-            del registry[name]
-
-
-@pytest.mark.usefixtures("registries")
-def test_an_unregistered_activation_is_named_and_loads_once_registered(tmp_path):
-    own = cube()
-    net = MLP([Input(3), Dense(2, own), Dense(1, "identity")], seed=0)
-    with pytest.warns(UserWarning, match=r"layer 2: .*'cube of a test' is not registered") as caught:
-        net.save(path := tmp_path / "model.h5")
-    assert caught[0].filename == __file__
-    message = r"/config: layer 2: activation: 'cube of a test' is not registered.*@mlpkit.activation.*sigm"
-    with pytest.raises(ModelFormatError, match=message):
-        mlpkit.load(path)
-    activations.register(own)
-    back = mlpkit.load(path)
-    assert back.layers[1].activation is own
-    assert same_bits(back.theta, net.theta)
-
-
-def test_an_unregistered_loss_is_named(model):
-    forge(model, configured("loss", "hinge of a test"))
-    with pytest.raises(ModelFormatError, match=r"'hinge of a test' is not registered.*@mlpkit\.loss"):
-        mlpkit.load(model)
-
-
-@pytest.mark.parametrize("alone", [True, False])
-def test_an_unregistered_penalty_is_named(model, alone):
-    entry = {"type": "MeanPenalty", "penalty": "dull of a test", "beta": 1.0}
-    forge(model, configured("layers", 1, "sparsity", entry if alone else [entry]))
-    message = r"layer 2: sparsity: penalty: 'dull of a test' is not registered.*@mlpkit\.penalty"
-    with pytest.raises(ModelFormatError, match=message):
-        mlpkit.load(model)
-
-
-@pytest.mark.parametrize("name", ["leaky_relu(0.2)", "top_k(2)", "leaky_relu", "gelu"])
-def test_activations_with_parameters_come_back(tmp_path, name):
-    net = MLP([Input(3), Dense(4, name), Dense(2, "identity")], seed=0)
-    back = mlpkit.load(saved(net, tmp_path))
-    assert back.layers[1].activation is net.layers[1].activation
-    assert same_bits(back.theta, net.theta)
-
-
-@pytest.mark.parametrize("name", ["leaky_relu(0.20)", "leaky_relu(nan)", "leaky_relu(1e400)", "top_k(9**9)", "top_k()"])
-def test_parameters_are_numbers_as_they_are_written(model, name):
-    forge(model, configured("layers", 1, "activation", name))
-    with pytest.raises(ModelFormatError, match="activation"):
-        mlpkit.load(model)
-
-
-def test_an_impostor_of_a_registered_activation_is_not_saved(tmp_path):
-    """Only the name is stored: loading would silently give another function."""
-    net = MLP([Input(3), Dense(2, cube("sigmoid"))], seed=0)
-    with pytest.raises(InvalidArgumentError, match="layer 2: activation: 'sigmoid' is registered"):
-        net.save(tmp_path / "model.h5")
-    assert os.listdir(tmp_path) == []
+# ------------------------------------------------------------------------------------------ copies
 
 
 def test_copied_and_pickled_networks_are_saved_alike(tmp_path, model):
