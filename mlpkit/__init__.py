@@ -25,6 +25,7 @@ from mlpkit import (
 )
 from mlpkit.activations import activation
 from mlpkit.autoencoder import maximal_inputs, sparse_autoencoder
+from mlpkit.block_shuffle import BlockShuffle
 from mlpkit.early_stopping import EarlyStopping
 from mlpkit.errors import (
     DataFileError,
@@ -61,6 +62,7 @@ __all__ = [
     "Adagrad",
     "Adam",
     "AdamW",
+    "BlockShuffle",
     "Callback",
     "ConjugateGradient",
     "DataFileError",

@@ -51,7 +51,7 @@ def _digest(values: Any) -> bytes:
     array: Any = np.atleast_1d(real_array(values, "data")) if source is None else source
     dtype = array.dtype.newbyteorder("<")
     digest = hashlib.sha256(f"{array.shape} {dtype.str}\n".encode())
-    step = max(1, (1 << 22) // max(1, math.prod(array.shape[1:]) * dtype.itemsize))  # rows: some megabytes
+    step = max(1, (1 << 20) // max(1, math.prod(array.shape[1:]) * dtype.itemsize))  # rows: a megabyte
     for begin in range(0, array.shape[0], step):
         end = min(begin + step, array.shape[0])
         block = array[begin:end] if source is None else source.rows(begin, end)
@@ -155,13 +155,29 @@ class Data:
     def rows(self) -> RowMajor:
         """Return all examples one a row, without a copy where they are in the network's dtype and order."""
         dtype, weights = self._inputs.dtype, self._weights
-        X = self._inputs.take(slice(None))
+        X = _whole(self._inputs)
         w = np.ones(self.n_rows, dtype) if weights is None else weights.astype(dtype)
         elements = np.zeros((0, 0), dtype)
         if self._mask is not None:
             elements = self._mask * w[:, np.newaxis]
         used = np.arange(self.n_rows) if self.used is None else self.used
-        return RowMajor(X, X if self._same else self._targets.take(slice(None)), w, elements, used.astype(np.int64))
+        return RowMajor(X, X if self._same else _whole(self._targets), w, elements, used.astype(np.int64))
+
+    @property
+    def rows_bytes(self) -> int:
+        """What `rows` allocates."""
+        itemsize, columns = self._inputs.dtype.itemsize, [self._inputs] if self._same else [self._inputs, self._targets]
+        copied = sum(0 if rows.ready else rows.shape[1] for rows in columns) + self.widths[2] + 1
+        return self.n_rows * copied * itemsize + self.n_examples * 8
+
+    def fill(self, which: slice | NDArray[np.intp], into: RowMajor) -> None:
+        """Copy some rows, by their numbers as they were given, to where there is room for just so many."""
+        into.X[:] = self._inputs.take(which)
+        if not np.may_share_memory(into.X, into.Y):
+            into.Y[:] = into.X if self._same else self._targets.take(which)
+        into.weights[:] = 1.0 if self._weights is None else self._weights[which]
+        if self._mask is not None:
+            into.elements[:] = self._mask[which] * into.weights[:, np.newaxis]
 
 
 class RowMajor(NamedTuple):
@@ -172,6 +188,16 @@ class RowMajor(NamedTuple):
     weights: NDArray[Any]
     elements: NDArray[Any]  # the weight of each target where some are masked, otherwise empty
     used: NDArray[np.int64]  # the numbers of the rows whose weight is not 0
+
+
+def _whole(rows: Rows) -> NDArray[Any]:
+    """Return all rows as one matrix; those of a file are never in memory twice."""
+    if not isinstance(rows, ScannedRows):
+        return rows.take(slice(None))
+    whole = np.empty(rows.shape, rows.dtype)
+    for begin, block in rows.blocks():
+        whole[begin : begin + len(block)] = block
+    return whole
 
 
 def _used(weights: NDArray[np.float64] | None) -> NDArray[np.intp] | None:

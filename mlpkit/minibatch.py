@@ -1,7 +1,8 @@
 """Mini-batch training of one network on one data set: the state of a stochastic optimiser, and its compiled steps.
 
 Steps run in slices, each one call of the engine that takes some 50 ms, so that Python gets to look at the clock, at
-Ctrl-C and at whether all is still finite. Where slices begin and end changes nothing.
+Ctrl-C and at whether all is still finite. Where slices begin and end changes nothing. Examples come in windows, of all
+of them or of those that memory holds (`mlpkit.row_windows`), and no slice goes beyond one.
 """
 
 from __future__ import annotations
@@ -9,7 +10,8 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,6 +29,7 @@ from mlpkit.objective import Objective
 from mlpkit.optimizer_state import StateReader
 from mlpkit.penalties import KLSparsity
 from mlpkit.plan import Plan
+from mlpkit.row_windows import Window, choose_windows
 from mlpkit.schedules import rates_at
 from mlpkit.stochastic import Stochastic
 
@@ -36,7 +39,6 @@ _SLICE_SECONDS = 0.05
 _SLICES_BETWEEN_TRIALS = 20
 _SECONDS_BETWEEN_COPIES = 0.5  # of the parameters, to go back to
 _SERIAL_WORK = 750_000  # multiplications in a step; below that, handing work to threads takes longer than doing it
-_ROWS = 4096  # that are made noisy, or go forward, at once
 _STATE_VERSION = 1
 
 
@@ -90,6 +92,8 @@ class MiniBatches:
         Checked examples.
     optimizer : Stochastic
         The rule.
+    limit : int, optional
+        Bytes that all this may take; see `mlpkit.row_windows.choose_windows`.
 
     Attributes
     ----------
@@ -99,11 +103,10 @@ class MiniBatches:
         Whole epochs and steps taken.
     """
 
-    def __init__(self, net: MLP, data: Data, optimizer: Stochastic) -> None:
+    def __init__(self, net: MLP, data: Data, optimizer: Stochastic, limit: int | None = None) -> None:
         self._net, self._optimizer = net, optimizer
         dtype = net.dtype
         optimizer.check_fits(dtype)
-        self._rows = data.rows()
         self._n = data.n_examples
         self._size = size = min(optimizer.batch_size, self._n)
         self.steps_an_epoch = -(-self._n // size)
@@ -113,8 +116,6 @@ class MiniBatches:
         first, second = optimizer.moments
         self._moments = tuple(np.zeros(plan.n_parameters if there else 0, dtype) for there in (first, second))
         self.epoch = self.step = 0
-        self._noise = net.layers[0].noise  # type: ignore[union-attr]
-        self._X = self._rows.X
         seed = net.seed if optimizer.seed is None else optimizer.seed
         self._generator = np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed, spawn_key=(2,))))
         self._dropout_seed = int(self._generator.integers(1 << 62))
@@ -122,18 +123,22 @@ class MiniBatches:
         self._running[-1] = -1.0 if optimizer.rho_hat_momentum is None else optimizer.rho_hat_momentum
         self._arrays = (self.theta, *self._moments, self._running)
         self._running_known = optimizer.rho_hat_momentum is None or not plan.sparse
-        self._prepare(data.largest_weight)
+        self._prepare(data)
+        self._rows = choose_windows(data, net, optimizer, limit, self._engine_bytes)
+        self._window: Window
+        self._epoch_began = self._window_began = 0  # the steps taken by then
 
-    def _prepare(self, largest_weight: float) -> None:
+    def _prepare(self, data: Data) -> None:
         """Set up what the engine works with."""
-        plan, dtype, rows, size = self._plan, self._net.dtype, self._rows, self._size
+        plan, dtype, size = self._plan, self._net.dtype, self._size
         lanes = plan.lanes
         panels = -(-size // lanes)
         multiplications = 3 * size * sum(block.n_in * block.n_out for block in plan.blocks)
         workers = 1 if multiplications < _SERIAL_WORK else panels
         self._pace = _Pace(workers)
         n_in, n_out = plan.blocks[0].n_in, plan.blocks[-1].n_out
-        same, masked = rows.X is rows.Y and self._noise is None, rows.elements.size > 0
+        same = not data.widths[1] and self._net.layers[0].noise is None  # type: ignore[union-attr]
+        masked = data.widths[2] > 0
 
         def panel(n: int) -> NDArray[Any]:
             return aligned_empty(panels * lanes * n, dtype)
@@ -151,7 +156,7 @@ class MiniBatches:
         sparse, numbers = _penalty_tables(plan)
         self._penalties = (
             np.zeros(plan.n_units, dtype), np.array([layer.l1_strength for layer in plan.dense], dtype),
-            sparse, numbers, self._running, float(np.finfo(dtype).max / (16.0 * largest_weight)),
+            sparse, numbers, self._running, float(np.finfo(dtype).max / (16.0 * data.largest_weight)),
         )  # fmt: skip
         drops = [layer.dropout for layer in plan.dense]
         self._drops = any(drops)
@@ -166,10 +171,13 @@ class MiniBatches:
             np.zeros(plan.n_parameters, dtype), np.zeros((panels, 2)), np.zeros((panels, plan.n_units)),
             np.zeros(plan.n_units), np.zeros(2 * plan.n_units), np.zeros(2, np.int64),
         )  # fmt: skip
+        # Twice what `_remember` keeps: the search for a step that fails remembers more than one.
+        copied = 3 * sum(array.nbytes for array in self._arrays)
+        self._engine_bytes = copied + sum(array.nbytes for array in (*self._tiles, *self._memory, *self._work))
 
     def run_epoch(
         self, look: Callable[[], None] = lambda: None, most: Callable[[], int] = lambda: sys.maxsize
-    ) -> Iterator[Slice]:
+    ) -> Generator[Slice]:
         """Take the steps of one epoch, a slice at a time; one with a failure is the last.
 
         Parameters
@@ -181,38 +189,39 @@ class MiniBatches:
         """
         self._start_running_mean(look)
         self._draw_noise(look)
-        order = self._rows.used
-        if self._optimizer.shuffle:
-            order = self._generator.permutation(order)
+        self._epoch_began = self.step
+        with closing(self._rows.windows(self._generator, look)) as windows:
+            for window in windows:
+                for part in self._run_window(window, look, most):
+                    yield part
+                    if part.failure is not None:
+                        return
+        self.epoch += 1
+
+    def _run_window(self, window: Window, look: Callable[[], None], most: Callable[[], int]) -> Iterator[Slice]:
+        """Take the steps of a window."""
+        self._window, self._window_began = window, self.step
+        end = self.step + -(-window.order.size // self._size)
+        # One may go back no further than to where this window's rows begin.
         safe, safe_at = self._remember(), time.perf_counter()
-        first = self.step
-        while self.step < first + self.steps_an_epoch:
+        while self.step < end:
             workers, count = self._pace.next()
-            count = min(count, first + self.steps_an_epoch - self.step, max(1, most()))
+            count = min(count, end - self.step, max(1, most()))
             start = time.perf_counter()
             if start - safe_at > _SECONDS_BETWEEN_COPIES:
                 safe, safe_at = self._remember(), start
-            record, n_examples = self._advance(order, first, count, workers)
+            record, n_examples = self._advance(count, workers)
             self._pace.took(workers, count, time.perf_counter() - start)
             if not self._finite(record):
                 began = self.step - count
-                failure = self._find_failure(order, first, safe, workers, look)
+                failure = self._find_failure(safe, workers, look)
                 yield Slice(self.step + 1 - began, 0, np.empty((0, 3)), failure=failure)
                 return
             yield Slice(count, n_examples, record[:, :3], float(np.sqrt(record[-1, 3])))
-        self.epoch += 1
 
     def _draw_noise(self, look: Callable[[], None]) -> None:
         """Make the epoch's noisy inputs."""
-        if self._noise is None:
-            return
-        clean = self._rows.X
-        if self._X is clean:
-            self._X = np.empty_like(clean)
-        for begin in range(0, len(clean), _ROWS):
-            look()
-            rows = slice(begin, begin + _ROWS)
-            self._X[rows] = self._noise.apply(clean[rows], self._generator)
+        self._rows.draw_noise(self._generator, look)
 
     def _finite(self, record: NDArray[np.float64]) -> bool:
         return bool(np.isfinite(record[:, :3]).all() and np.isfinite(self.theta).all())
@@ -225,9 +234,7 @@ class MiniBatches:
         for array, before in zip(self._arrays, safe[1:], strict=True):
             array[:] = before
 
-    def _find_failure(
-        self, order: NDArray[np.int64], first: int, safe: tuple[Any, ...], workers: int, look: Callable[[], None]
-    ) -> str:
+    def _find_failure(self, safe: tuple[Any, ...], workers: int, look: Callable[[], None]) -> str:
         """Leave the parameters as before the first step since `safe` that fails, and say why it does.
 
         Steps are taken again, half of those in question at a time: what has become infinite or NaN stays so.
@@ -237,7 +244,7 @@ class MiniBatches:
             self._go_back(before)
             look()
             some = (count + 1) // 2
-            record, _ = self._advance(order, first, some, workers)
+            record, _ = self._advance(some, workers)
             if self._finite(record) and count > some:
                 before, count = self._remember(), count - some
             elif some > 1:
@@ -246,39 +253,37 @@ class MiniBatches:
                 break
         after = self.theta.copy()
         self._go_back(before)
-        numbers = self._batch(order, first, 1)
-        evaluate = self._objective_of(numbers)
-        what = first_failure(self._net, self.theta, self._X[numbers], evaluate)
+        numbers = self._batch(1)
+        inputs, evaluate = self._window.X[numbers], self._objective_of(numbers)
+        what = first_failure(self._net, self.theta, inputs, evaluate)
         if what is None:
-            what = first_failure(self._net, after, self._X[numbers], evaluate)
+            what = first_failure(self._net, after, inputs, evaluate)
         return what or "the step"
 
     def _objective_of(
         self, numbers: NDArray[np.int64]
     ) -> Callable[[NDArray[Any]], tuple[dict[str, float], NDArray[Any]]]:
         """Return what gives the terms of J and its gradient for some examples: nothing where no target counts."""
-        rows, weights = self._rows, self._rows.weights[numbers]
+        rows, weights = self._window, self._window.weights[numbers]
         mask = None if not rows.elements.size else rows.elements[numbers] > 0
         if not weights.any() or not (mask is None or mask.any()):
             return lambda theta: ({}, np.zeros_like(theta))
-        return Objective(self._net, self._X[numbers], rows.Y[numbers], weights, mask=mask).terms_and_gradient
+        return Objective(self._net, rows.X[numbers], rows.Y[numbers], weights, mask=mask).terms_and_gradient
 
-    def _batch(self, order: NDArray[np.int64], first: int, count: int) -> NDArray[np.int64]:
-        """Return the numbers of the examples that the next steps see, in an epoch that began at step `first`."""
-        done = self.step - first
-        return order[done * self._size : (done + count) * self._size]
+    def _batch(self, count: int) -> NDArray[np.int64]:
+        """Return the numbers of the window's rows that the next steps see."""
+        done = self.step - self._window_began
+        return self._window.order[done * self._size : (done + count) * self._size]
 
-    def _advance(
-        self, order: NDArray[np.int64], first: int, count: int, workers: int
-    ) -> tuple[NDArray[np.float64], int]:
-        """Take `count` steps in an epoch that began at step `first`; return their record, and how many examples."""
-        numbers = self._batch(order, first, count)
+    def _advance(self, count: int, workers: int) -> tuple[NDArray[np.float64], int]:
+        """Take `count` steps; return their record, and how many examples they saw."""
+        numbers = self._batch(count)
         dtype = self._net.dtype
         optimizer = self._optimizer
         times = np.arange(self.step + 1, self.step + count + 1)
         rates = np.empty((count, 3))
         # Not self.step: for `partial_fit`, epochs may differ in length.
-        began = self.epoch * self.steps_an_epoch + self.step - first
+        began = self.epoch * self.steps_an_epoch + self.step - self._epoch_began
         rates[:, 0] = rates_at(optimizer.learning_rate, began, count, self.steps_an_epoch)  # type: ignore[attr-defined]
         rates[:, 1], rates[:, 2] = optimizer.corrections(times, dtype)
         seeds = self._dropout_seed + times if self._drops else times[:0]
@@ -290,7 +295,8 @@ class MiniBatches:
         )  # fmt: skip
         record = np.zeros((count, 4))
         batch = (self._size, 1, self._plan.lanes)
-        rows = (self._X.ctypes.data, self._rows.Y.ctypes.data, self._rows.weights, self._rows.elements)
+        window = self._window
+        rows = (window.X.ctypes.data, window.Y.ctypes.data, window.weights, window.elements)
         launch(
             steps.run_steps, self._network, rows, numbers, batch, self._tiles, self._memory, self._output,
             self._penalties, (seeds, self._thresholds, self._factors), update, self._work, record,
@@ -303,15 +309,14 @@ class MiniBatches:
         """Begin the running mean of activations with that of all examples."""
         if self._running_known:
             return
-        rows, plan = self._rows, self._plan
+        plan = self._plan
         net = self._net.__copy__()
         net.theta = self.theta
         total = np.zeros(plan.n_units)
-        for begin in range(0, rows.used.size, _ROWS):
+        for X, weights in self._rows.slabs():
             look()
-            some = rows.used[begin : begin + _ROWS]
-            w = rows.weights[some].astype(np.float64)
-            layers = net.activations(rows.X[some])
+            w = weights.astype(np.float64)
+            layers = net.activations(X)
             for i in plan.sparse:
                 total[plan.units(i)] += w @ layers[i]
         self._running[:-1] = total / self.total_weight

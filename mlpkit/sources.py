@@ -65,6 +65,12 @@ class Rows:
         self.mask = mask
         self._array = array.reshape(self.shape) if array.ndim == 1 else array
 
+    @property
+    def ready(self) -> bool:
+        """Whether all rows can be taken without a copy."""
+        values = self._array if type(self) is Rows and self.mask is None else None
+        return values is not None and values.dtype == self.dtype and values.flags.c_contiguous
+
     def take(self, which: slice | NDArray[np.intp]) -> NDArray[Any]:
         """Return some rows as a C-contiguous matrix of the dtype, without a copy where the data is just that."""
         with np.errstate(over="ignore"):

@@ -27,6 +27,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from mlpkit.block_shuffle import BlockShuffle, check_shuffle
 from mlpkit.checks import check_flag, check_integer, check_number
 from mlpkit.errors import InvalidArgumentError
 from mlpkit.kernels import updates
@@ -48,8 +49,13 @@ class Stochastic:
         Examples a step, at least 1; the last batch of an epoch has what is left. More than there are means all.
     max_epochs : int
         How many times to go through all examples, at least 1.
-    shuffle : bool
-        Draw a new order for each epoch; False keeps the order of the data.
+    shuffle : bool, "blocks" or BlockShuffle
+        Draw a new order for each epoch; False keeps the order of the data. True draws an order of all examples, which
+        takes all of them in memory. ``"blocks"`` is for those that are read from files as training goes: they are cut
+        into blocks of consecutive ones, the generator draws an order of the blocks, shuffles the examples of the next
+        64 together (a window), and so on; batches are taken one after the other from what comes out, across the ends
+        of windows. See `BlockShuffle`, which also sets how large blocks and windows are. Neither where the examples
+        are, nor ``memory_limit``, nor the number of threads changes a bit.
     clip_norm : float, optional
         The most that the norm of g may be: g is scaled down to it.
     clip_value : float, optional
@@ -63,7 +69,7 @@ class Stochastic:
 
     batch_size: int = 128
     max_epochs: int = 20
-    shuffle: bool = True
+    shuffle: bool | str | BlockShuffle = True
     clip_norm: float | None = None
     clip_value: float | None = None
     rho_hat_momentum: float | None = None
@@ -77,7 +83,7 @@ class Stochastic:
             "learning_rate": check_learning_rate(self.learning_rate),  # type: ignore[attr-defined]
             "batch_size": check_integer(self.batch_size, "batch_size", low=1),
             "max_epochs": check_integer(self.max_epochs, "max_epochs", low=1),
-            "shuffle": check_flag(self.shuffle, "shuffle"),
+            "shuffle": check_shuffle(self.shuffle),
         }
         for name, bounds in {"clip_norm": _OPEN, "clip_value": _OPEN, "rho_hat_momentum": _BELOW_ONE}.items():
             value = getattr(self, name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,8 @@ class StochasticTraining:
         Checked examples.
     optimizer : Stochastic
         What trains.
+    limit : int, optional
+        Bytes that it may take; see `mlpkit.row_windows.choose_windows`.
 
     Attributes
     ----------
@@ -39,9 +42,9 @@ class StochasticTraining:
         The terms of J, as means over the mini-batches of the latest epoch, as far as it has come; NaN before any.
     """
 
-    def __init__(self, net: MLP, data: Data, optimizer: Stochastic) -> None:
+    def __init__(self, net: MLP, data: Data, optimizer: Stochastic, limit: int | None = None) -> None:
         self._net, self._optimizer = net, optimizer
-        self._batches = MiniBatches(net, data, optimizer)
+        self._batches = MiniBatches(net, data, optimizer, limit)
         self.n_examples = data.n_examples
         self.max_epochs = optimizer.max_epochs
         self.terms = dict.fromkeys(("data", "weight_decay", "sparsity"), np.nan)
@@ -99,19 +102,20 @@ class StochasticTraining:
         totals, norm = np.zeros((1, 3)), 0.0
         steps = examples = 0
         try:
-            for part in batches.run_epoch(loop.heed, lambda: loop.evaluations_left):
-                loop.n_evaluations += part.n_steps
-                if part.failure is not None:
-                    raise Stop(
-                        f"diverged: {part.failure} became infinite or NaN first, at step {steps + part.n_steps} of "
-                        f"epoch {batches.epoch + 1}; the parameters before it are kept (a smaller learning rate may "
-                        f"help)"
-                    )
-                # One after the other, so that the sums do not depend on where slices end.
-                totals = np.add.accumulate(np.concatenate([totals, part.sums]))[-1:]
-                steps, examples, norm = steps + part.n_steps, examples + part.n_examples, part.gradient_norm
-                if steps < batches.steps_an_epoch:
-                    loop.look()
+            with closing(batches.run_epoch(loop.heed, lambda: loop.evaluations_left)) as parts:
+                for part in parts:
+                    loop.n_evaluations += part.n_steps
+                    if part.failure is not None:
+                        raise Stop(
+                            f"diverged: {part.failure} became infinite or NaN first, at step {steps + part.n_steps} of "
+                            f"epoch {batches.epoch + 1}; the parameters before it are kept (a smaller learning rate "
+                            f"may help)"
+                        )
+                    # One after the other, so that the sums do not depend on where slices end.
+                    totals = np.add.accumulate(np.concatenate([totals, part.sums]))[-1:]
+                    steps, examples, norm = steps + part.n_steps, examples + part.n_examples, part.gradient_norm
+                    if steps < batches.steps_an_epoch:
+                        loop.look()
         finally:
             if steps:
                 self.terms = self._means(totals[0], steps, examples)

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from mlpkit.base_objective import BaseObjective
+from mlpkit.budget import check_memory_limit
 from mlpkit.callbacks import Progress
 from mlpkit.checks import check_flag, check_integer, check_matrix
 from mlpkit.data import Data, fingerprint
@@ -101,10 +102,7 @@ def fit(
             f"keep_activations must be None for a stochastic optimiser, whose batches are always kept; found "
             f"{keep_activations!r}"
         )
-    if stochastic and memory_limit is not None:
-        raise InvalidArgumentError(
-            f"memory_limit must be None for a stochastic optimiser, whose data are in memory; found {memory_limit!r}"
-        )
+    limit = check_memory_limit(memory_limit)
     if stochastic:
         _refuse_running_mean_of_nothing(net, chosen)
     else:
@@ -123,7 +121,7 @@ def fit(
         training: FullBatch | StochasticTraining
         if stochastic:
             data = Data(net, train.X, train.Y, train.sample_weight, class_weight, train.mask)
-            training = StochasticTraining(net, data, chosen)
+            training = StochasticTraining(net, data, chosen, limit)
         elif isinstance(X, BaseObjective):
             nothing = np.zeros((0, net.sizes[0]))  # the inputs are elsewhere
             training = FullBatch(chosen, X, lambda: nothing)

@@ -42,7 +42,7 @@ def examples(m):
         (lambda: Adam(batch_size=0), "batch_size must be an integer of at least 1; found 0"),
         (lambda: Adam(batch_size=32.0), "batch_size must be an integer; found 32.0 of type float"),
         (lambda: Adam(max_epochs=0), "max_epochs must be an integer of at least 1; found 0"),
-        (lambda: Adam(shuffle=None), "shuffle must be True or False; found None"),
+        (lambda: Adam(shuffle=None), "shuffle must be True, False, 'blocks' or a BlockShuffle; found None"),
         (lambda: Adam(clip_norm=0.0), r"clip_norm must be a finite number in \(0, inf\]; found 0.0"),
         (lambda: Adam(clip_value=-1), "clip_value must be a finite number"),
         (lambda: Adam(rho_hat_momentum=1.0), r"rho_hat_momentum must be a finite number in \[0, 1\); found 1.0"),
