@@ -22,6 +22,7 @@ from mlpkit.sources import Rows, pack_rows
 __all__ = [
     "ClassWeight",
     "Elements",
+    "OfPart",
     "Packed",
     "check_mask",
     "check_sample_weight",
@@ -42,6 +43,10 @@ class Packed(NamedTuple):
     elements: NDArray[Any]  # the weight of each target where some are masked, otherwise empty
 
 
+class OfPart(np.ndarray):
+    """Weights or a mask of a part of a data set: they may be all zero, or all False, where those of others are not."""
+
+
 def check_sample_weight(sample_weight: ArrayLike | None, m: int) -> NDArray[np.float64] | None:
     """Return the weights of m examples, scaled as `scaled` does, or None where all are 1.
 
@@ -56,7 +61,7 @@ def check_sample_weight(sample_weight: ArrayLike | None, m: int) -> NDArray[np.f
     bad = np.flatnonzero(weights < 0)
     if bad.size:
         raise InvalidArgumentError(f"sample_weight must not be negative; found {weights[bad[0]]} at row {bad[0]}")
-    if not weights.any():
+    if not weights.any() and not isinstance(sample_weight, OfPart):
         raise InvalidArgumentError("sample_weight must not be all zero")
     return scaled(weights)
 
@@ -93,7 +98,7 @@ def check_mask(mask: ArrayLike | None, shape: tuple[int, int]) -> NDArray[np.boo
         array = array[:, np.newaxis]
     if array.shape != shape:
         raise InvalidArgumentError(f"mask must have the shape of the targets, {shape}; found {array.shape}")
-    if not array.any():
+    if not array.any() and not isinstance(mask, OfPart):
         raise InvalidArgumentError("mask must be True somewhere; found no target that counts")
     return None if array.all() else array
 
