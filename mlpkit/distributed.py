@@ -36,7 +36,7 @@ from mlpkit.partitions import Content, PartitionedObjective, Share
 __all__ = ["DaskObjective"]
 
 _POLL_SECONDS = 0.25
-_SCHEDULER_SECONDS = 60.0  # for an answer of the scheduler's
+_SCHEDULER_SECONDS = 120.0  # for an answer of the scheduler's
 _WORKER_SECONDS = 120.0  # for a worker where none is left
 _MOST_LOSSES = 100  # in one evaluation
 _DIMENSIONS = {1: "one dimension", 2: "one or two dimensions"}
@@ -75,8 +75,8 @@ class DaskObjective(PartitionedObjective):
     memory_limit : int or str, optional
         Of each partition, as `Objective` takes it: files that do not fit are read on every pass.
     timeout : float, default 3600
-        Seconds that workers may take to load their partitions, or for one of the rounds of an evaluation. Workers that
-        are lost are noticed in less than a second, whatever it is.
+        Seconds that workers may take to load their partitions, or for one of the rounds of an evaluation. For workers
+        that are lost nobody waits so long: the scheduler is asked again and again.
 
     Raises
     ------
