@@ -12,7 +12,8 @@ import math
 
 import numpy as np
 import reference
-from reference_functions import activation, example_loss, firing, output_delta, pullback, sign
+from reference_functions import activation, firing, pullback, sign
+from reference_losses import example_loss, output_delta
 
 # Learning rates ---------------------------------------------------------------------------------
 
@@ -100,20 +101,23 @@ class Training:
         Read.
     noise : callable, optional
         (X, generator) -> noisy X.
+    dtype : dtype
+        Of parameters and steps; rho_hat and sums over examples are in float64 whatever it is.
 
     Attributes
     ----------
     theta : ndarray
-        In float64.
+        Parameters.
     records : list of dict
         One an epoch.
     """
 
-    def __init__(self, net, X, Y, w, optimizer, noise=None):
+    def __init__(self, net, X, Y, w, optimizer, noise=None, dtype=np.float64):
         self.network, self.optimizer = reference.describe(net), optimizer
-        self.theta = net.theta.astype(np.float64)
+        self.theta = net.theta.astype(dtype)
         self.dropout = [getattr(layer, "dropout", 0.0) for layer in net.layers[1:]]
-        self.X, self.Y, self.w, self.noise = X, Y, reference.example_weights(X, w), noise
+        self.X, self.Y = X.astype(dtype), Y.astype(dtype)
+        self.w, self.noise = reference.example_weights(X, w), noise
         self.used = np.flatnonzero(self.w)
         self.mean_weight = self.w[self.used].mean()
         self.size = min(optimizer.batch_size, self.used.size)
@@ -175,7 +179,9 @@ class Training:
         """Return what each layer's activations are multiplied by in this step, None where nothing is dropped."""
         layers = self.network.layers
         return [
-            dropout_mask(self.dropout_seed + self.step, batch, k, layers[k].units, p) if p else None
+            dropout_mask(self.dropout_seed + self.step, batch, k, layers[k].units, p).astype(self.theta.dtype)
+            if p
+            else None
             for k, p in enumerate(self.dropout)
         ]
 
@@ -199,7 +205,7 @@ class Training:
                 None if now is None else keep * r + (1 - keep) * now for r, now in zip(self.running, means, strict=True)
             ]
             self.running = means
-        share = (w / (batch.size * self.mean_weight))[:, np.newaxis]
+        share = (w / (batch.size * self.mean_weight)).astype(self.theta.dtype)[:, np.newaxis]
         own_share = (w / w.sum())[:, np.newaxis]
         pulls = []  # what penalties send to each example's activations
         for layer, a, mean in zip(network.layers, activations, means, strict=True):
@@ -207,7 +213,7 @@ class Training:
             terms["l1"] += layer.strength * (w @ np.abs(a)).sum()
             for penalty in layer.means:
                 _, slope = firing(layer.activation, mean)
-                pull = pull + own_share * (penalty.beta * slope * penalty.first(mean))
+                pull = pull + (own_share * (penalty.beta * slope * penalty.first(mean))).astype(pull.dtype)
                 terms["means"] += penalty.beta * penalty.value(mean).sum()
             pulls.append(pull)
 
@@ -228,6 +234,7 @@ class Training:
         g = reference.roll(reference.fold(network, sum_W), sum_b)
         if type(self.optimizer).__name__ != "AdamW":
             g = g + self.lambdas * self.theta
+        assert g.dtype == self.theta.dtype
         return g, terms
 
     def move(self, g, rate):

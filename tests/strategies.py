@@ -20,6 +20,7 @@ from functools import cache
 import numpy as np
 import reference
 import reference_functions as functions
+import reference_losses as losses
 from hypothesis import assume
 from hypothesis import strategies as st
 
@@ -105,7 +106,7 @@ class Case:
 
 def built_in(kind):
     """Return the names of mlpkit's own `kind` (a registry module), each of which must have a twin."""
-    known = {"activations": functions.FACTORIES, "losses": functions.LOSS_FACTORIES}[kind]
+    known = {"activations": functions.FACTORIES, "losses": losses.LOSS_FACTORIES}[kind]
     module = getattr(mlpkit, kind)
     alone = {name for name in module.names() if module.get(name).builtin} - set(known)
     assert not alone, f"{kind} without a twin: {alone}"
@@ -212,7 +213,7 @@ def layer_lists(
 
 
 def _allowed(loss, activation):
-    return functions.allowed(loss, "top_k(1)" if activation == "top_k" else activation)
+    return losses.allowed(loss, "top_k(1)" if activation == "top_k" else activation)
 
 
 def _twin_layer(dense):
@@ -393,7 +394,7 @@ def _targets(twin, kind, a, rng, dtype):
         return np.eye(n)[rng.integers(0, n, m)].astype(dtype)
     if kind == "bits":
         return rng.integers(0, 2, (m, n)).astype(dtype)
-    loss, f = functions.loss(twin.loss), functions.activation(twin.layers[-1].activation)
+    loss, f = losses.loss(twin.loss), functions.activation(twin.layers[-1].activation)
     if kind == "mixed" and twin.loss == "cross_entropy":
         return rng.dirichlet(np.ones(n), m).astype(dtype)
     low, high = max(f.range[0], loss.targets[0], -2.0), min(f.range[1], loss.targets[1], 2.0)

@@ -9,6 +9,7 @@ import numba
 import numpy as np
 import pytest
 import reference
+import reference_derivatives
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import Case, cases
@@ -91,7 +92,7 @@ def test_losses_gradients_and_norms_equal_the_twins(dtype, data):
     assert losses.shape == (len(case.X),)
     assert reference.relative_error(losses, reference.per_example_loss(*case.arguments)) < TOLERANCE[dtype]
 
-    expected = reference.per_example_gradient(*case.arguments, sparsity=sparsity)
+    expected = reference_derivatives.per_example_gradient(*case.arguments, sparsity=sparsity)
     gradients = objective.per_example_gradient(theta, sparsity=sparsity)
     assert gradients.dtype == dtype
     assert gradients.shape == expected.shape

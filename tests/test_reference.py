@@ -1,4 +1,4 @@
-"""The twin itself, against derivatives found in other ways: complex step and central differences.
+"""The twin's networks, against derivatives found in other ways: complex step and central differences.
 
 The complex step follows the branch that the real part takes, so that it is exact at any point that is not a kink
 itself, which random numbers never are.
@@ -12,205 +12,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import reference
+import reference_derivatives
 import reference_functions as functions
+import reference_losses as losses
 from reference import L1, Layer, Mean, Network
-from reference_functions import activation, kl_penalty
-
-STEP = 1e-30
-PARAMETRISED = ("leaky_relu(0.2)", "elu(0.5)", "top_k(1)", "top_k(3)")
-ELEMENTWISE = [name for name in functions.FACTORIES if name not in ("softmax", "top_k")] + list(PARAMETRISED[:2])
-COUPLED = ["softmax", *PARAMETRISED[2:]]
-LOSSES = [*functions.LOSS_FACTORIES, "huber(0.3)", "quantile(0.9)"]
-PAIRS = [(loss, name) for loss in LOSSES for name in ELEMENTWISE + COUPLED if functions.allowed(loss, name)]
-GRID = np.setdiff1d(np.linspace(-6, 6, 97), [-3, -1, 0, 1, 3])
-
-
-def assert_close(found, expected, tolerance=1e-12):
-    assert np.shape(found) == np.shape(expected)
-    # A gradient that is 0 but for rounding, as of a softmax over one unit, has no digits to compare.
-    tiny = np.abs(np.subtract(found, expected)).max() < 1e-16
-    assert tiny or reference.relative_error(found, expected) < tolerance
-
-
-# Activations ------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", ELEMENTWISE)
-def test_derivatives_of_activations(name):
-    f = activation(name)
-    assert_close(f.first(GRID), f.f(GRID + 1j * STEP).imag / STEP)
-    assert_close(f.second(GRID), f.first(GRID + 1j * STEP).imag / STEP)
-    h = 1e-5
-    assert_close(f.first(GRID), (f.f(GRID + h) - f.f(GRID - h)) / (2 * h), 1e-8)
-    assert_close(f.second(GRID), (f.first(GRID + h) - f.first(GRID - h)) / (2 * h), 1e-8)
-
-
-@pytest.mark.parametrize("name", COUPLED)
-def test_derivatives_of_coupled_activations(name, rng):
-    f = activation(name)
-    z, rz, g = rng.normal(size=(3, 5))
-    shifted = z + 1j * STEP * rz
-    assert_close(f.first(z) @ rz, f.f(shifted).imag / STEP)
-    assert_close(functions.tangent(name, z, rz), f.f(shifted).imag / STEP)
-    along = functions.pullback(name, shifted, f.f(shifted), g).imag / STEP
-    assert_close(functions.curvature(name, z, rz, g), along)
-    assert_close(functions.pullback(name, z, f.f(z), g) @ rz, g @ f.first(z) @ rz)
-
-
-@pytest.mark.parametrize(
-    ("name", "z", "slopes"),
-    [  # PyTorch's derivative at kinks, read off its backward formulas
-        ("relu", 0.0, (0, 0)),
-        ("leaky_relu", 0.0, (0.01, 0)),
-        ("leaky_relu(0.2)", 0.0, (0.2, 0)),
-        ("elu", 0.0, (1, 1)),
-        ("elu(0.5)", 0.0, (0.5, 0.5)),
-        ("selu", 0.0, (1.7580993408473766, 1.7580993408473766)),
-        ("hard_tanh", -1.0, (0, 0)),
-        ("hard_tanh", 1.0, (0, 0)),
-        ("hard_sigmoid", -3.0, (0, 0)),
-        ("hard_sigmoid", 3.0, (0, 0)),
-        ("softsign", 0.0, (1, 0)),
-    ],
-)
-def test_derivatives_at_kinks(name, z, slopes):
-    f = activation(name)
-    assert z in f.kinks
-    assert f.first(np.array([z]))[0] == pytest.approx(slopes[0], rel=1e-15)
-    assert f.second(np.array([z]))[0] == pytest.approx(slopes[1], rel=1e-15)
-
-
-@pytest.mark.parametrize(
-    ("name", "z", "a"),
-    [
-        ("sigmoid", 1.0, 0.7310585786300049),
-        ("leaky_relu", -2.0, -0.02),
-        ("leaky_relu(0.2)", -2.0, -0.4),
-        ("elu", -1.0, -0.6321205588285577),
-        ("elu(0.5)", -1.0, -0.31606027941427883),
-        ("selu", -1.0, -1.1113307378125625),
-        ("selu", 1.0, 1.0507009873554805),
-        ("softplus", 1.0, 1.3132616875182228),
-        ("softsign", -1.0, -0.5),
-        ("silu", 1.0, 0.7310585786300049),
-        ("gelu", 1.0, 0.8413447460685429),
-        ("hard_sigmoid", 1.0, 2 / 3),
-        ("hard_sigmoid", 4.0, 1.0),
-        ("hard_tanh", -2.0, -1.0),
-        ("gaussian", 1.0, 0.36787944117144233),
-    ],
-)
-def test_values_of_activations(name, z, a):
-    assert activation(name).f(np.array([z]))[0] == pytest.approx(a, rel=1e-14)
-
-
-def test_top_k_keeps_the_lowest_index_of_a_tie():
-    kept = activation("top_k(2)").f(np.array([[1.0, 3.0, 3.0, 3.0], [5.0, -1.0, 2.0, 0.0]]))
-    assert kept.tolist() == [[0, 3, 3, 0], [5, 0, 2, 0]]
-
-
-@pytest.mark.parametrize("name", ELEMENTWISE)
-def test_ranges_and_zeros_of_activations(name):
-    f = activation(name)
-    wide = np.concatenate([np.linspace(-800, 800, 4001), np.linspace(-4, 4, 80001)])
-    with np.errstate(over="ignore"):  # exp(800) is infinite, as it must be
-        a = f.f(wide)
-    low, high = f.range
-    assert a.min() >= low
-    assert a.max() <= high
-    for end, reached in ((low, a.min()), (high, a.max())):
-        assert abs(end - reached) < 0.002 if np.isfinite(end) else abs(reached) > 1.5
-    np.testing.assert_allclose(f.f(np.array(f.zeros)), 0, atol=1e-15)
-    crossings = np.flatnonzero(np.diff(np.sign(a[-80001:])) * (a[-80001:-1] != 0) * (a[-80000:] != 0))
-    assert all(np.abs(wide[-80001:][c] - np.array(f.zeros)).min() < 1e-3 for c in crossings)
-
-
-def test_parse():
-    assert functions.parse("relu") == ("relu", ())
-    assert functions.parse("top_k(3)") == ("top_k", (3.0,))
-    assert functions.parse("leaky_relu(-1e-3)") == ("leaky_relu", (-0.001,))
-
-
-# Losses -----------------------------------------------------------------------------------------
-
-
-def targets_for(loss, shape, rng):
-    low, high = functions.loss(loss).targets
-    return rng.uniform(max(low, -2), min(high, 2), shape)
-
-
-@pytest.mark.parametrize("missing", [False, True], ids=["", "missing"])
-@pytest.mark.parametrize(("loss", "name"), PAIRS)
-def test_derivatives_of_losses(loss, name, missing, rng):
-    z, rz = rng.uniform(-2, 2, (2, 5))
-    y = targets_for(loss, 5, rng)
-    if missing:
-        y[1:3] = np.nan
-    f = activation(name).f
-
-    def value(z):
-        return functions.example_loss(loss, name, z, f(z), y)
-
-    def delta(z):
-        return functions.output_delta(loss, name, z, f(z), y)
-
-    assert_close(delta(z), reference.complex_step(value, z))
-    along = delta(z + 1j * STEP * rz).imag / STEP
-    assert_close(functions.output_curvature(loss, name, z, f(z), y, rz), along)
-
-
-@pytest.mark.parametrize(
-    ("loss", "a", "y", "expected"),
-    [
-        ("squared_error", 3.0, 1.0, 2.0),
-        ("absolute_error", 1.0, 3.0, 2.0),
-        ("huber", 1.5, 1.0, 0.125),
-        ("huber", 4.0, 1.0, 2.5),
-        ("huber(2)", 4.0, 1.0, 4.0),
-        ("log_cosh", 2.0, 1.0, 0.4337808304830271),
-        ("log_cosh", 1e4, 0.0, 1e4 - np.log(2)),
-        ("log_cosh", 1e-6, 0.0, 5e-13),
-        ("quantile", 1.0, 3.0, 1.0),
-        ("quantile(0.9)", 1.0, 3.0, 1.8),
-        ("quantile(0.9)", 3.0, 1.0, 0.2),
-        ("poisson", 2.0, 3.0, 2 - 3 * np.log(2 + 1e-8)),
-    ],
-)
-def test_values_of_losses(loss, a, y, expected):
-    found = functions.loss(loss).value(np.array([a]), np.array([y]))[0]
-    assert found == pytest.approx(expected, rel=1e-12)
-
-
-@pytest.mark.parametrize(
-    ("loss", "name", "z", "y", "expected"),
-    [
-        ("binary_cross_entropy", "sigmoid", [1e4], [1.0], 0.0),
-        ("binary_cross_entropy", "sigmoid", [1e4], [0.25], 7500.0),
-        ("binary_cross_entropy", "sigmoid", [-1e4], [1.0], 1e4),
-        ("binary_cross_entropy", "sigmoid", [1.0], [0.25], 1.0632616875182228),
-        ("cross_entropy", "softmax", [1e4, -1e4], [0.5, 0.5], 1e4),
-        ("poisson", "exp", [0.5], [3.0], 0.14872127070012820),
-        ("poisson", "exp", [-1e4], [3.0], 3e4),
-    ],
-)
-def test_losses_from_z(loss, name, z, y, expected):
-    z, y = np.array(z), np.array(y)
-    a = activation(name).f(z)
-    assert functions.example_loss(loss, name, z, a, y) == pytest.approx(expected, rel=1e-12)
-    assert np.isfinite(functions.output_delta(loss, name, z, a, y)).all()
-
-
-def test_losses_that_are_refused():
-    names = ELEMENTWISE + COUPLED
-    assert [name for name in names if functions.allowed("binary_cross_entropy", name)] == ["sigmoid"]
-    assert [name for name in names if functions.allowed("cross_entropy", name)] == ["softmax"]
-    negative = {"identity", "tanh", "leaky_relu", "leaky_relu(0.2)", "elu", "elu(0.5)", "selu", "softsign", "silu"}
-    negative |= {"gelu", "hard_tanh", "sin", *PARAMETRISED[2:]}
-    assert {name for name in names if not functions.allowed("poisson", name)} == negative
-    assert all(functions.allowed(loss, name) for loss in ("squared_error", "quantile(0.9)") for name in names)
-
-
-# Networks ---------------------------------------------------------------------------------------
+from reference_losses import kl_penalty
+from twins import COUPLED, ELEMENTWISE, LOSSES, PAIRS, STEP, close, targets_for
 
 
 def user_penalty(name, beta):
@@ -297,8 +104,8 @@ def test_gradient(block):
 def test_hessian_vector_product(block):
     for (network, theta, *data), v in cases_of(block):
         exact = reference.complex_step_along(lambda t: reference.gradient(network, t, *data), theta, v)  # noqa: B023
-        found = reference.hessian_vector_product(network, theta, v, *data)
-        assert_close(found, exact)
+        found = reference_derivatives.hessian_vector_product(network, theta, v, *data)
+        assert close(found, exact)
         assert max(reference.layer_errors(network, found, exact)) < 1e-9
 
 
@@ -309,13 +116,13 @@ def test_hessian_vector_product_by_differences():
     data = rng.uniform(0.1, 0.9, (2, 6, 3))
     h = 1e-5
     plus, minus = (reference.gradient(network, theta + s * h * v, *data) for s in (1, -1))
-    assert_close(reference.hessian_vector_product(network, theta, v, *data), (plus - minus) / (2 * h), 1e-8)
+    assert close(reference_derivatives.hessian_vector_product(network, theta, v, *data), (plus - minus) / (2 * h), 1e-8)
 
 
 def fixed_objective(network, theta, means, X, Y):
     """loss + sum of beta p'(rho_hat) s(a) + strength |a| of one example, with rho_hat given."""
     zs, activations = reference.forward(network, theta, X)
-    total = functions.example_loss(network.loss, network.layers[-1].activation, zs[-1], activations[-1], Y)[0]
+    total = losses.example_loss(network.loss, network.layers[-1].activation, zs[-1], activations[-1], Y)[0]
     for layer, a, mean in zip(network.layers, activations[1:], means, strict=True):
         for penalty in layer.means:
             total = total + penalty.beta * penalty.first(mean) @ functions.firing(layer.activation, a[0])[0]
@@ -331,7 +138,7 @@ def test_per_example_gradient(block):
         known = reference.hide(Y, mask)
         bare = replace(network, layers=tuple(replace(layer, penalties=()) for layer in network.layers))
         for sparsity, target in ((True, network), (False, bare)):
-            G = reference.per_example_gradient(*arguments, sparsity=sparsity)
+            G = reference_derivatives.per_example_gradient(*arguments, sparsity=sparsity)
             assert G.shape == (len(X), theta.size)
             means = reference.mean_firing(target, reference.forward(target, theta, X)[1], counted)
             for i in range(len(X)):
@@ -340,14 +147,14 @@ def test_per_example_gradient(block):
                 if counted[i] > 0:
                     one = (X[row], known[row])
                     exact = reference.complex_step(lambda t: fixed_objective(target, t, means, *one), theta)  # noqa: B023
-                assert_close(G[i], exact)
+                assert close(G[i], exact)
             weights, biases = reference.unroll(network, theta)
             decayed = [layer.weight_decay * W for layer, W in zip(network.layers, weights, strict=True)]
             none = [None if b is None else 0 * b for b in biases]
             total = counted @ G / counted.sum() + reference.roll(reference.owned(network, decayed), none)
-            assert_close(total, reference.gradient(target, theta, X, Y, w, mask))
-            norms = reference.per_example_gradient_norm(*arguments, sparsity=sparsity)
-            assert_close(norms, np.sqrt((G**2).sum(axis=1)))
+            assert close(total, reference.gradient(target, theta, X, Y, w, mask))
+            norms = reference_derivatives.per_example_gradient_norm(*arguments, sparsity=sparsity)
+            assert close(norms, np.sqrt((G**2).sum(axis=1)))
 
 
 def test_per_example_loss_is_the_data_term():
@@ -368,7 +175,7 @@ def test_jacobian(block):
         for k in range(network.n_inputs):
             shifted = X.astype(np.complex128)
             shifted[:, k] += 1j * STEP
-            assert_close(found[:, :, k], reference.predict(network, theta, shifted).imag / STEP)
+            assert close(found[:, :, k], reference.predict(network, theta, shifted).imag / STEP)
 
 
 # Weights, masks and ties ------------------------------------------------------------------------
@@ -388,7 +195,7 @@ def case(rng):
 
 
 def quantities(network, theta, v, *data):
-    product = reference.hessian_vector_product(network, theta, v, *data)
+    product = reference_derivatives.hessian_vector_product(network, theta, v, *data)
     return [reference.cost(network, theta, *data), reference.gradient(network, theta, *data), product]
 
 
@@ -397,7 +204,7 @@ def test_weights_repeat_and_remove_examples(case):
     rows = np.repeat(np.arange(5), w.astype(int))
     weighted = quantities(network, theta, v, X, Y, w)
     for a, b in zip(weighted, quantities(network, theta, v, X[rows], Y[rows]), strict=True):
-        assert_close(a, b)
+        assert close(a, b)
 
 
 def test_a_mask_of_everything_changes_nothing(case):
@@ -405,15 +212,15 @@ def test_a_mask_of_everything_changes_nothing(case):
     everything = np.ones(Y.shape, bool)
     masked = quantities(network, theta, v, X, Y, w, everything)
     for a, b in zip(masked, quantities(network, theta, v, X, Y, w), strict=True):
-        assert_close(a, b)
+        assert close(a, b)
 
 
 def test_masks_of_either_output_add_up_to_the_whole(case):
     network, theta, _, X, Y, w = case
-    network = reference.without_decay(network, sparsity=False)
+    network = reference_derivatives.without_decay(network, sparsity=False)
     one = np.arange(2) == np.zeros((5, 1))
     halves = [reference.gradient(network, theta, X, Y, w, mask) for mask in (one, ~one)]
-    assert_close(sum(halves), reference.gradient(network, theta, X, Y, w))
+    assert close(sum(halves), reference.gradient(network, theta, X, Y, w))
 
 
 def test_a_missing_target_of_a_softmax_is_a_zero(rng):
@@ -422,7 +229,7 @@ def test_a_missing_target_of_a_softmax_is_a_zero(rng):
     X, Y, mask = rng.normal(size=(6, 3)), rng.dirichlet(np.ones(4), 6), rng.random((6, 4)) < 0.6
     masked = quantities(network, theta, v, X, np.where(mask, Y, np.nan))
     for a, b in zip(masked, quantities(network, theta, v, X, Y * mask), strict=True):
-        assert_close(a, b)
+        assert close(a, b)
 
 
 def test_class_weights():
@@ -444,7 +251,7 @@ def test_tied_weights_are_one_matrix_used_twice(case):
     assert reference.cost(tied, theta, X, X, w) == reference.cost(free, full, X, X, w)
     (G1, G2), biases = reference.unroll(free, reference.gradient(free, full, X, X, w))
     expected = np.concatenate([(G1 + G2.T).ravel(), *biases])
-    assert_close(reference.gradient(tied, theta, X, X, w), expected)
+    assert close(reference.gradient(tied, theta, X, X, w), expected)
     assert [part.size for part in reference.parts(tied, theta)] == [12 + b.size, 4]
 
 
@@ -466,9 +273,9 @@ SECOND_ORDER_MISTAKES = {
 def test_a_mistake_in_second_order_is_seen(case, name):
     network, theta, v, *data = case
     right, wrong = SECOND_ORDER_MISTAKES[name]
-    source = inspect.getsource(reference.hessian_vector_product)
+    source = inspect.getsource(reference_derivatives.hessian_vector_product)
     assert source.count(right) == 1
-    namespace = dict(vars(reference))
+    namespace = dict(vars(reference_derivatives))
     exec(source.replace(right, wrong), namespace)
     exact = reference.complex_step_along(lambda t: reference.gradient(network, t, *data), theta, v)
     assert reference.relative_error(namespace["hessian_vector_product"](network, theta, v, *data), exact) > 1e-3
