@@ -171,7 +171,7 @@ class MiniBatches:
             np.zeros(plan.n_parameters, dtype), np.zeros((panels, 2)), np.zeros((panels, plan.n_units)),
             np.zeros(plan.n_units), np.zeros(2 * plan.n_units), np.zeros(2, np.int64),
         )  # fmt: skip
-        # Twice what `_remember` keeps: the search for a step that fails remembers more than one.
+        # Beside the arrays themselves, the search for a step that fails remembers them twice.
         copied = 3 * sum(array.nbytes for array in self._arrays)
         self._engine_bytes = copied + sum(array.nbytes for array in (*self._tiles, *self._memory, *self._work))
 

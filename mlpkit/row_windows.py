@@ -228,7 +228,6 @@ class StreamedRows:
                 )
             room = (limit - fixed) // 3 // example - (batch - 1)
             self._rows = max(least, min(data.n_rows, room, _LARGEST_WINDOW // example))
-        self.memory = needed(self._rows)
         self._buffers: list[RowMajor] = []
 
     def draw_noise(self, generator: np.random.Generator, look: Callable[[], None]) -> None:

@@ -73,8 +73,9 @@ class Trainable:
         keep_activations : bool, optional
             See `Objective`; not for stochastic optimisers.
         memory_limit : int or str, optional
-            Bytes, or text such as ``"2GB"``: data that do not fit are read on every pass; see `Objective`. Not for
-            stochastic optimisers.
+            Bytes, or text such as ``"2GB"``: data that do not fit are read on every pass, or every epoch; see
+            `Objective`. A stochastic optimiser needs ``shuffle="blocks"`` then, or False. What it counts are examples,
+            the optimiser's copies of the parameters and the activations of a batch; validation data come on top.
         validation : tuple or float, optional
             (X, Y), (X, Y, sample_weight) or (X, Y, sample_weight, mask) of other examples, or the fraction of the rows,
             drawn at random from the network's seed, to hold out. After each iteration ``validation_loss``, the data

@@ -1,74 +1,37 @@
-"""Mini-batches from files: the rule of blocks, the same bits as in memory, limits, interruptions, what goes wrong."""
+"""Mini-batches from files: the rule of blocks, the same bits as in memory, limits of memory."""
 
 from __future__ import annotations
 
 import os
-import re
 import subprocess
 import sys
 import textwrap
-import threading
-import time
 from dataclasses import replace
 
-import h5py
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_stochastic import DTYPES, THREADS, any_threads, examples, network, trained  # noqa: F401
+from row_sources import FEW, UNLIMITED, Sliced, read_anew, saved
+from test_stochastic import DTYPES, THREADS, examples, network, trained
 
 import mlpkit
-from mlpkit import SGD, Adam, BlockShuffle, Dense, GaussianNoise, Input, KLSparsity, minibatch
+from mlpkit import Adam, BlockShuffle, Dense, GaussianNoise, Input
 from mlpkit.data import Data
-from mlpkit.errors import DataFileError, InvalidArgumentError
-from mlpkit.row_windows import HeldRows, StreamedRows, choose_windows
-from mlpkit.schedules import ExponentialSchedule
-
-UNLIMITED = 1 << 40
-FEW = BlockShuffle(block=7, window=5)
-
-
-class Sliced:
-    """An object that gives rows when it is sliced, and does something before."""
-
-    def __init__(self, values, before=lambda which: None):
-        self.values, self.shape, self.dtype, self.before = values, values.shape, values.dtype, before
-
-    def __getitem__(self, which):
-        self.before(which)
-        return self.values[which]
+from mlpkit.errors import InvalidArgumentError
+from mlpkit.row_windows import HeldRows, StreamedRows
 
 
 @pytest.fixture
 def streaming(monkeypatch):
-    """Have whatever comes from a file read anew in every epoch, however little it is; the list says what was."""
-    found = []
-
-    def choose(data, net, optimizer, limit, engine_bytes):
-        if not data.sources:
-            return choose_windows(data, net, optimizer, limit, engine_bytes)
-        found.append(StreamedRows(data, net, optimizer, UNLIMITED, engine_bytes))
-        found[-1]._rows = getattr(choose, "rows", found[-1]._rows)  # of a window, where its size changes nothing
-        return found[-1]
-
-    found.append(choose)
-    monkeypatch.setattr(minibatch, "choose_windows", choose)
-    return found
+    return read_anew(monkeypatch)
 
 
-def saved(folder, kind, **arrays):
-    """Write arrays to files; return what stands for them."""
-    found = []
-    for name, values in arrays.items():
-        if kind == "npy":
-            np.save(folder / f"{name}.npy", values)
-            found.append(folder / f"{name}.npy")
-        else:
-            with h5py.File(folder / f"{name}.h5", "w") as file:
-                file.create_dataset("rows", data=values, chunks=(13, *values.shape[1:]), compression="gzip")
-            found.append(f"{folder / name}.h5:/rows")
-    return found
+@pytest.fixture
+def any_threads():
+    before = mlpkit.get_num_threads()
+    yield
+    mlpkit.set_num_threads(before)
 
 
 # The rule ---------------------------------------------------------------------------------------
@@ -150,7 +113,7 @@ def test_defaults_follow_from_the_data():
 @DTYPES
 @pytest.mark.parametrize("kind", ["npy", "h5"])
 @pytest.mark.parametrize("shuffle", [FEW, False], ids=["blocks", "in order"])
-def test_files_give_the_bits_of_arrays(tmp_path, dtype, kind, shuffle, streaming, any_threads):  # noqa: F811
+def test_files_give_the_bits_of_arrays(tmp_path, dtype, kind, shuffle, streaming, any_threads):
     X, Y = examples(621, dtype=dtype)
     paths = saved(tmp_path, kind, X=X, Y=Y)
     weights = np.random.default_rng(0).integers(0, 4, 621) / 4
@@ -167,7 +130,7 @@ def test_files_give_the_bits_of_arrays(tmp_path, dtype, kind, shuffle, streaming
         for n in THREADS:
             mlpkit.set_num_threads(n)
             assert trained(net, *paths, optimizer, **options) == expected
-    assert len(streaming) == 1 + len(cases) * len(THREADS), "files were not read as they should"
+    assert len(streaming.made) == len(cases) * len(THREADS), "files were not read as they should"
     other = replace(optimizer, shuffle=True)
     assert trained(net, X, Y, other, **options) != expected
 
@@ -187,9 +150,9 @@ def test_an_autoencoder_from_one_file(tmp_path, dtype, streaming):
         expected = trained(net, X, X, optimizer, sample_weight=weights)  # noise of rows that are left out
         assert trained(net, path, path, optimizer, sample_weight=weights) == expected
     # where a window ends changes nothing if nothing is shuffled
-    streaming[0].rows = 61
+    streaming.rows = 61
     assert trained(net, path, path, optimizer, sample_weight=weights) == expected
-    assert streaming[-1]._rows == 61
+    assert streaming.made[-1]._rows == 61
 
 
 def test_labels_from_files(tmp_path, streaming):
@@ -311,174 +274,7 @@ def test_memory_stays_within_the_limit(tmp_path, how, dtype):
     assert peak < limit + (1 << 20)
 
 
-# Runs that are cut short ------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("shuffle", [FEW, False])
-def test_resuming_is_as_if_nothing_had_happened(tmp_path, shuffle, streaming):
-    X, Y = examples(300)
-    paths = saved(tmp_path, "npy", X=X, Y=Y)
-    optimizer = Adam(0.01, batch_size=47, max_epochs=7, shuffle=shuffle)
-    net = network(noise=GaussianNoise(0.1))
-    expected = trained(net, *paths, optimizer)
-    checkpoint = tmp_path / "run.h5"
-    trained(net, *paths, replace(optimizer, max_epochs=3), checkpoint=checkpoint, every=1)
-    assert trained(net, *paths, optimizer, resume=checkpoint) == expected
-    assert trained(net, X, Y, optimizer, resume=checkpoint) == expected, "the same data in memory"
-    with pytest.raises(InvalidArgumentError, match="resume needs the same optimizer"):
-        net.fit(*paths, replace(optimizer, shuffle=BlockShuffle(7, 6)), resume=checkpoint)
-
-
-@pytest.mark.parametrize("how", ["gone", "has changed"])
-def test_a_file_that_changes_under_a_run_is_an_error_and_the_last_state_is_kept(tmp_path, how, streaming):
-    X, Y = examples(300)
-    paths = saved(tmp_path, "npy", X=X, Y=Y)
-    optimizer = Adam(0.01, batch_size=47, max_epochs=3, shuffle=FEW)
-    net, other = network(), network()
-    other.fit(X, Y, optimizer)
-
-    def change(run):
-        if len(run.history) == 3:
-            paths[0].unlink() if how == "gone" else os.utime(paths[0], ns=(0, 0))
-
-    checkpoint = tmp_path / "run.h5"
-    with pytest.raises(DataFileError, match=rf"X\.npy' .*{how}"):
-        net.fit(*paths, replace(optimizer, max_epochs=9), callbacks=[change], checkpoint=checkpoint, every=1)
-    assert net.theta.tobytes() == other.theta.tobytes()
-    longer = replace(optimizer, max_epochs=5)
-    again = trained(network(), X, Y, longer, callbacks=[lambda run: None], resume=checkpoint)
-    assert again[0] == trained(network(), X, Y, longer)[0]
-
-
-def test_a_file_that_changes_in_the_middle_of_an_epoch(streaming, tmp_path, monkeypatch):
-    """No step sees a row that was read after the change."""
-    monkeypatch.setattr(minibatch, "_SLICE_SECONDS", 0.0)
-    X, Y = examples(3000)
-    (path,) = saved(tmp_path, "npy", X=X)
-    # With nothing shuffled, the rows of the later windows spoil what they touch.
-    streaming[0].rows = 100
-    net, optimizer = network(), SGD(0.1, batch_size=10, max_epochs=1, shuffle=False)
-    steps = []
-
-    def rate(epochs):
-        steps.append(epochs)
-        if len(steps) == 45:
-            with open(path, "r+b") as file:
-                file.seek(-(len(X) - 700) * 96, 2)
-                file.write(np.full((len(X) - 700) * 12, np.nan).tobytes())
-        return 0.1
-
-    with pytest.raises(DataFileError, match=r"X\.npy' has changed"):
-        net.fit(path, Y, replace(optimizer, learning_rate=rate))
-    assert np.isfinite(net.theta).all()
-    assert 45 <= len(steps) <= 70
-
-
-def test_a_reader_s_error_reaches_the_caller(streaming):
-    X, Y = examples(300)
-    names = set()
-
-    def before(which):
-        names.add(threading.current_thread().name)
-        if armed and which.start > 200:
-            raise RuntimeError("no more")
-
-    armed = False
-    source = Sliced(X, before)
-    net = network()
-    optimizer = SGD(0.1, batch_size=10, shuffle=FEW, max_epochs=2)
-    net.fit(source, Y, optimizer)
-    assert names == {"MainThread", "mlpkit-reader"}
-    armed = True
-
-    class Armed(mlpkit.Callback):
-        def on_start(self, run):
-            nonlocal armed
-            armed = True
-
-    armed = False
-    with pytest.raises(DataFileError, match=r"rows \d+ to \d+ of X, a Sliced cannot be read: no more"):
-        net.fit(source, Y, optimizer, callbacks=[Armed()])
-    armed = False
-    assert threading.active_count() <= 8
-    assert not any(thread.name == "mlpkit-reader" for thread in threading.enumerate())
-
-
-@pytest.mark.parametrize("seconds", [0.01, 5.0])
-def test_ctrl_c_does_not_wait_for_the_disk(streaming, seconds):
-    """Neither while steps are taken nor while a window is waited for."""
-    X, Y = examples(600)
-    slow = False
-    pressed = []
-
-    def before(which):
-        if slow:
-            time.sleep(seconds)
-
-    def press():
-        pressed.append(time.perf_counter())
-        os.kill(os.getpid(), 2)
-
-    class Press(mlpkit.Callback):
-        def on_start(self, run):
-            nonlocal slow
-            slow = True
-            threading.Timer(0.3, press).start()
-
-    net = network()
-    result = net.fit(Sliced(X, before), Y, SGD(0.1, batch_size=10, max_epochs=10**6, shuffle=FEW), callbacks=[Press()])
-    ago = time.perf_counter() - pressed[0]
-    slow = False
-    assert result.reason == "interrupted"
-    assert ago < 0.3
-    assert np.isfinite(net.theta).all()
-
-
-@pytest.mark.parametrize("seconds", [0.0, 1.0])
-def test_what_diverges_is_found_among_the_rows_of_its_window(tmp_path, monkeypatch, seconds, streaming):
-    """The last copy of the parameters may be long ago; windows are gone by then, so each begins with a copy."""
-    monkeypatch.setattr(minibatch, "_SLICE_SECONDS", seconds)
-    monkeypatch.setattr(minibatch, "_SECONDS_BETWEEN_COPIES", 1e9)
-    X, Y = examples(300)
-    paths = saved(tmp_path, "npy", X=X, Y=Y)
-    layers = [Input(12), Dense(6, "identity"), Dense(4, "sigmoid", sparsity=KLSparsity(0.2, 1.0)), Dense(5, "identity")]
-    for shuffle in (FEW, False):
-        optimizer = SGD(ExponentialSchedule(1e-3, 8.0), batch_size=4, max_epochs=50, shuffle=shuffle)
-        found = []
-        for data in ((X, Y), paths):
-            net = mlpkit.MLP(layers, seed=0)
-            found.append(trained(net, *data, optimizer))
-        assert found[0] == found[1]
-        step, epoch = map(int, re.search(r"infinite or NaN first, at step (\d+) of epoch (\d+);", found[0][2]).groups())
-        assert epoch > 2
-        assert step > 9, "it is in the first window"
-
-
-# Around it --------------------------------------------------------------------------------------
-
-
-def test_validation_from_files(tmp_path, streaming):
-    X, Y = examples(300)
-    paths = saved(tmp_path, "npy", X=X, Y=Y)
-    held = saved(tmp_path, "h5", V=X[:50], W=Y[:50])
-    optimizer = Adam(0.01, batch_size=47, max_epochs=3, shuffle=FEW)
-    losses = []
-    for data, validation in (((X, Y), (X[:50], Y[:50])), (paths, tuple(held)), (paths, (X[:50], Y[:50]))):
-        net = network()
-        stop = mlpkit.EarlyStopping("validation_loss", patience=5)
-        result = net.fit(*data, optimizer, validation=validation, early_stopping=stop)
-        losses.append([record["validation_loss"] for record in result.history])
-    assert losses[0] == losses[1] == losses[2]
-    with pytest.raises(InvalidArgumentError, match="X must be an array in memory where a fraction of it is held out"):
-        network().fit(*paths, optimizer, validation=0.2)
-
-
-def test_bad_numbers_are_found_before_training(tmp_path):
-    X, Y = examples(3000)
-    X[2500, 3] = np.nan
-    (path,) = saved(tmp_path, "npy", X=X)
-    with pytest.raises(InvalidArgumentError, match="X must be finite in float64; found nan at row 2500 column 3"):
-        network().fit(path, Y, Adam(shuffle="blocks"))
+# Settings -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
