@@ -305,6 +305,18 @@ def test_workers_killed_at_random_moments_change_nothing(case, expected):
 # Waits have an end ------------------------------------------------------------------------------
 
 
+def test_a_test_that_waits_too_long_fails_and_says_where():
+    gave_up = []
+    with (
+        pytest.raises(
+            pytest.fail.Exception, match=r"(?s)this took longer than 0\.2 s.*threading\.Event\(\)\.wait\(60\)"
+        ),
+        time_limit("this", lambda: gave_up.append(True), 0.2),
+    ):
+        threading.Event().wait(60)
+    assert gave_up == [True]
+
+
 def test_workers_that_do_not_answer_are_named(case, expected, processes, client):
     with DaskObjective(case.net, *as_dask(case), client) as objective:
         stopped = next(iter(objective.partitions))
