@@ -22,7 +22,10 @@ from mlpkit.descent import State
 from mlpkit.divergence import first_failure
 from mlpkit.errors import InvalidArgumentError
 from mlpkit.kernels import steps
-from mlpkit.kernels.jit import get_num_threads, launch
+from mlpkit.kernels.batch_gradient import layout_places
+from mlpkit.kernels.jit import MOST_THREADS, get_num_threads, launch
+from mlpkit.kernels.phases import yield_address
+from mlpkit.kernels.simd import BATCH_VECTORS, batch_lanes
 from mlpkit.kernels.tiles import aligned_empty
 from mlpkit.mlp import MLP
 from mlpkit.objective import Objective
@@ -40,6 +43,7 @@ _SLICES_BETWEEN_TRIALS = 20
 _SECONDS_BETWEEN_COPIES = 0.5  # of the parameters, to go back to
 _SERIAL_WORK = 750_000  # multiplications in a step; below that, handing work to threads takes longer than doing it
 _STATE_VERSION = 1
+_YIELD = yield_address()
 
 
 class _Pace:
@@ -131,17 +135,18 @@ class MiniBatches:
     def _prepare(self, data: Data) -> None:
         """Set up what the engine works with."""
         plan, dtype, size = self._plan, self._net.dtype, self._size
-        lanes = plan.lanes
+        lanes = self._lanes = batch_lanes(dtype)
         panels = -(-size // lanes)
         multiplications = 3 * size * sum(block.n_in * block.n_out for block in plan.blocks)
-        workers = 1 if multiplications < _SERIAL_WORK else panels
+        workers = 1 if multiplications < _SERIAL_WORK else MOST_THREADS
         self._pace = _Pace(workers)
         n_in, n_out = plan.blocks[0].n_in, plan.blocks[-1].n_out
         same = not data.widths[1] and self._net.layers[0].noise is None  # type: ignore[union-attr]
         masked = data.widths[2] > 0
+        stripes = max(-(-block.n_in // lanes) for block in plan.blocks)
 
         def panel(n: int) -> NDArray[Any]:
-            return aligned_empty(panels * lanes * n, dtype)
+            return _zeros(panels * lanes * n, dtype)
 
         self._tiles = (
             panel(n_in), panel(0 if same else n_out), panel(1), panel(n_out if masked else 0),
@@ -149,9 +154,15 @@ class MiniBatches:
         )  # fmt: skip
         self._memory = (
             panel(max(1, plan.kept_rows)), panel(plan.span_rows),
-            aligned_empty(workers * plan.scratch_rows * lanes, dtype).reshape(workers, -1),
+            _zeros(workers * plan.scratch_rows * lanes, dtype).reshape(workers, -1),
+            _zeros(workers * steps.BLOCK_ROWS * stripes * lanes, dtype).reshape(workers, -1),
         )  # fmt: skip
         self._network = (plan.rows(), plan.n_kept, self.theta, plan.constants())
+        stride = (
+            panels * lanes + lanes // BATCH_VECTORS
+        )  # never a power of two, which would crowd into a few cache lines
+        places, length = layout_places(self._network[0], panels * lanes, stride, lanes)
+        self._layout = (places, _zeros(length, dtype), stride, panels * lanes, lanes)
         self._output = plan.output_address()
         sparse, numbers = _penalty_tables(plan)
         self._penalties = (
@@ -169,11 +180,11 @@ class MiniBatches:
         self._scale = dtype.type(self._n / (size * self.total_weight))
         self._work = (
             np.zeros(plan.n_parameters, dtype), np.zeros((panels, 2)), np.zeros((panels, plan.n_units)),
-            np.zeros(plan.n_units), np.zeros(2 * plan.n_units), np.zeros(2, np.int64),
+            np.zeros(plan.n_units), np.zeros(2 * plan.n_units),
         )  # fmt: skip
         # Beside the arrays themselves, the search for a step that fails remembers them twice.
         copied = 3 * sum(array.nbytes for array in self._arrays)
-        self._engine_bytes = copied + sum(array.nbytes for array in (*self._tiles, *self._memory, *self._work))
+        self._engine_bytes = copied + sum(array.nbytes for array in (*self._tiles, *self._memory, self._layout[1], *self._work))
 
     def run_epoch(
         self, look: Callable[[], None] = lambda: None, most: Callable[[], int] = lambda: sys.maxsize
@@ -294,12 +305,13 @@ class MiniBatches:
             self._scale,
         )  # fmt: skip
         record = np.zeros((count, 4))
-        batch = (self._size, 1, self._plan.lanes)
+        batch = (self._size, self._lanes)
         window = self._window
         rows = (window.X.ctypes.data, window.Y.ctypes.data, window.weights, window.elements)
         launch(
-            steps.run_steps, self._network, rows, numbers, batch, self._tiles, self._memory, self._output,
-            self._penalties, (seeds, self._thresholds, self._factors), update, self._work, record,
+            steps.run_steps, self._network, rows, numbers, batch, self._tiles, self._memory, self._layout,
+            self._output, self._penalties, (seeds, self._thresholds, self._factors), update, self._work,
+            np.zeros((workers + 1) * steps.PHASES * count, np.int64), _YIELD, record,
             workers=workers, serial=workers == 1,
         )  # fmt: skip
         self.step += count
@@ -361,6 +373,14 @@ class MiniBatches:
             raise InvalidArgumentError(f"state['generator'] must be that of a PCG64 generator ({error})") from None
         for name, target in arrays.items():
             target[:] = found[name]
+
+
+def _zeros(size: int, dtype: np.dtype[Any]) -> NDArray[Any]:
+    """Return zeros with room behind them for a square of numbers, which may be read where units are few."""
+    side = batch_lanes(dtype)
+    values = aligned_empty(size + side * side, dtype)
+    values[:] = 0
+    return values[:size]
 
 
 def _penalty_tables(plan: Plan) -> tuple[NDArray[np.int64], NDArray[np.float64]]:

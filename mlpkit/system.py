@@ -9,6 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from numba import threading_layer
 
 from mlpkit.kernels import simd
+from mlpkit.kernels.emitter import BITS
 from mlpkit.kernels.jit import MOST_THREADS, cache_folder, get_num_threads
 
 __all__ = ["package_version", "show_config", "versions"]
@@ -63,7 +64,7 @@ def show_config() -> None:
         ("threading layer", layer),
         (
             "vectors",
-            f"{simd.BITS} bits, {simd.lanes('float64')} float64 or {simd.lanes('float32')} float32 examples a panel",
+            f"{BITS} bits, {simd.lanes('float64')} float64 or {simd.lanes('float32')} float32 examples a panel",
         ),
         ("kernel cache", cache_folder() or "none: no folder can be written"),
     ]

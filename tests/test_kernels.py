@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlpkit.kernels import simd, tiles
+from mlpkit.kernels import emitter, simd, tiles
 from mlpkit.kernels.pointers import at
 from mlpkit.kernels.simd import accumulate_outer, accumulate_sums, affine, affine_onto
 from mlpkit.kernels.tiles import pack_panels, unpack_panels
@@ -92,11 +92,11 @@ def test_vector_width_is_that_of_the_features_numba_compiles_for(monkeypatch, na
         patch.setattr(config, "CPU_NAME", None)
         patch.setattr(config, "CPU_FEATURES", None)
         patch.setattr(config, "ENABLE_AVX", True)
-        host = simd._vector_bits()
+        host = emitter._vector_bits()
     monkeypatch.setattr(config, "CPU_NAME", name)
     monkeypatch.setattr(config, "CPU_FEATURES", features)
     monkeypatch.setattr(config, "ENABLE_AVX", avx)
-    assert simd._vector_bits() == (host if bits == "host" else bits)
+    assert emitter._vector_bits() == (host if bits == "host" else bits)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

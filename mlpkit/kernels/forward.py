@@ -9,7 +9,7 @@ from numba import prange
 
 from mlpkit.kernels.jit import kernel
 from mlpkit.kernels.pointers import at, call_elementwise, claim, pointer, shift
-from mlpkit.kernels.simd import VECTORS, affine_narrow
+from mlpkit.kernels.simd import VECTORS, affine
 from mlpkit.kernels.strips import COLUMN, FORWARD, N_IN, N_OUT, ROW, A, B, W, forward_strip, layer_place
 from mlpkit.kernels.tiles import pack_panels, unpack_panels
 
@@ -84,8 +84,8 @@ def _predict_few(network, n_lanes, address, m, outputs, work):
         a = layer_place(network, layer, A, sections, side)
         bias = at(theta, plan[layer, B]) if plan[layer, B] >= 0 else zeros
         row, column = plan[layer, ROW], plan[layer, COLUMN]
-        affine_narrow(at(theta, plan[layer, W]), row, column, n_out, n_in, bias, ones, 0, below, a, 1, side)
-        call_elementwise(plan[layer, FORWARD], a, a, a, (n_out + VECTORS - 1) // VECTORS, 1)
+        affine(at(theta, plan[layer, W]), row, column, n_out, n_in, bias, ones, 0, below, a, 1, side)
+        call_elementwise(plan[layer, FORWARD], a, a, a, (n_out + VECTORS - 1) // VECTORS, 1, n_lanes)
         below = a
     unpack_panels(below, 1, plan[plan.shape[0] - 1, N_OUT], at(outputs, 0), 0, m, side, side)
     return True

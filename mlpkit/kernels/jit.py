@@ -75,8 +75,13 @@ def kernel(
     parallel: bool = False,
     fastmath: frozenset[str] = frozenset(),
     cached: bool = False,
+    inlined: bool = False,
 ) -> Any:
-    """Compile a kernel with mlpkit's options; entry points from Python ask for ``cached=True``."""
+    """Compile a kernel with mlpkit's options; entry points from Python ask for ``cached=True``.
+
+    Tuples of arrays travel as some hundred words on the stack. Where work is done in microseconds, that takes a good
+    part of it, and functions with one or two callers are `inlined`.
+    """
 
     def decorate(function: Callable[..., Any]) -> Any:
         if cached:  # one function is compiled with and without threads: each needs symbols of its own
@@ -84,7 +89,7 @@ def kernel(
             function = FunctionType(function.__code__, function.__globals__, name)
             function.__qualname__ = name
         dispatcher: Any = numba.njit(
-            error_model="numpy", nogil=True, parallel=parallel, fastmath=set(fastmath) or False
+            error_model="numpy", nogil=True, parallel=parallel, fastmath=set(fastmath) or False, forceinline=inlined
         )(function)
         if cached:
             dispatcher._cache = _FingerprintedCache(function, function.__qualname__, notice=True)

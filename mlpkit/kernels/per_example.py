@@ -113,7 +113,7 @@ def _loss_worker(network, tiling, packed, data, output, examples, losses, work, 
         panels = _fetch(network, packed, data, examples, begin, stop, first, n_lanes)
         forward_strip(network, 0, top + 1, x, sections, panels, n_lanes)
         set_weights(data, at(network[3], 0), n_out, first, delta, panels, n_lanes)
-        call_losses(output, z, a, y, delta, at(losses, begin), n_out, panels)
+        call_losses(output, z, a, y, delta, at(losses, begin), n_out, panels, n_lanes)
 
 
 def _loss_sweep(network, tiling, packed, data, output, examples, losses, work, counter, n_workers):
@@ -301,7 +301,7 @@ def _gradient_sweep(network, tiling, packed, data, output, penalties, examples, 
 def _pull(network, layer, delta, sections, n_lanes):
     """Turn delta into J^T delta for a layer's activation, one panel."""
     z, a = layer_place(network, layer, Z, sections, n_lanes), layer_place(network, layer, A, sections, n_lanes)
-    call_elementwise(network[0][layer, PULLBACK], z, a, delta, network[0][layer, N_OUT], 1)
+    call_elementwise(network[0][layer, PULLBACK], z, a, delta, network[0][layer, N_OUT], 1, n_lanes)
 
 
 @kernel

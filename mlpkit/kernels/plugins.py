@@ -4,18 +4,18 @@ Numba cannot cache a kernel that takes a Python-defined function. So scalar func
 whole tile, compiled to C functions, and the engine, compiled once a dtype, gets their addresses: one call a layer and
 tile. Over `panels` panels of `rows` x LANES numbers there are
 
-    forward(z, a, a, rows, panels)            a = f(z); z and a may be the same memory
-    pullback(z, a, g, rows, panels)           g <- J^T g in place, for elementwise f: g f'(z)
-    output(z, a, y, delta, rows, panels)      delta <- weight dloss/dz; returns the weighted loss
-    example_losses(z, a, y, delta, loss, rows, panels)
+    forward(z, a, a, rows, panels, lanes)     a = f(z); z and a may be the same memory
+    pullback(z, a, g, rows, panels, lanes)           g <- J^T g in place, for elementwise f: g f'(z)
+    output(z, a, y, delta, rows, panels, lanes)      delta <- weight dloss/dz; returns the weighted loss
+    example_losses(z, a, y, delta, loss, rows, panels, lanes)
                                               the same, with the loss of each lane (panels, LANES) in place of their sum
 
 and, for the derivative R{} along a direction in parameter space (Pearlmutter, 1994),
 
-    tangent(z, a, d, rows, panels)            d <- J d in place: R{a} from R{z}
-    curvature(z, a, rz, ra, g, rg, rows, panels)
+    tangent(z, a, d, rows, panels, lanes)            d <- J d in place: R{a} from R{z}
+    curvature(z, a, rz, ra, g, rg, rows, panels, lanes)
                                               g <- J^T g and rg <- R{J^T g}, elementwise f' rg + f'' rz g
-    output_curvature(z, a, y, rz, ra, delta, rdelta, rows, panels)
+    output_curvature(z, a, y, rz, ra, delta, rdelta, rows, panels, lanes)
                                               delta as from `output`, and R{delta}
 
 On entry to the output functions, delta holds each element's weight: one tile that carries sample weights and masks,
@@ -34,7 +34,6 @@ from numba import carray, types
 from numba.core.ccallback import CFunc
 
 from mlpkit.errors import InvalidArgumentError
-from mlpkit.kernels import simd
 from mlpkit.kernels.functions import compile_body
 from mlpkit.kernels.jit import ELEMENTWISE, REDUCTION, inline, kernel, tile_function
 from mlpkit.kernels.pointers import choose
@@ -55,18 +54,17 @@ __all__ = [
 
 def forward_tile(plugin: Any, dtype: np.dtype[Any], *, in_place: bool) -> CFunc:
     """Compile a = f(z) over a tile; `in_place` when z and a are the same memory."""
-    lanes = simd.lanes(dtype)
     if plugin.coupled:
         body = compile_body(plugin, plugin.tile_forward, "tile_forward", "tt", dtype)
         if in_place and not plugin.builtin:  # a user's body may read z after it has written a
 
-            def forward(z, a, unused, rows, panels):
+            def forward(z, a, unused, rows, panels, lanes):
                 shape = (panels, rows, lanes)
                 body(carray(z, shape).copy(), carray(a, shape))
 
         else:
 
-            def forward(z, a, unused, rows, panels):
+            def forward(z, a, unused, rows, panels, lanes):
                 shape = (panels, rows, lanes)
                 body(carray(z, shape), carray(a, shape))
 
@@ -74,7 +72,7 @@ def forward_tile(plugin: Any, dtype: np.dtype[Any], *, in_place: bool) -> CFunc:
         f = plugin.scalar.value(dtype)
         if in_place:  # through one pointer, as a compiler that sees two must assume that they overlap
 
-            def forward(z, a, unused, rows, panels):
+            def forward(z, a, unused, rows, panels, lanes):
                 n = panels * rows * lanes
                 tile = carray(a, (n,))
                 for i in range(n):
@@ -82,7 +80,7 @@ def forward_tile(plugin: Any, dtype: np.dtype[Any], *, in_place: bool) -> CFunc:
 
         else:
 
-            def forward(z, a, unused, rows, panels):
+            def forward(z, a, unused, rows, panels, lanes):
                 n = panels * rows * lanes
                 below, above = carray(z, (n,)), carray(a, (n,))
                 for i in range(n):
@@ -96,10 +94,9 @@ def pullback_tile(plugin: Any, dtype: np.dtype[Any]) -> CFunc:
     """Compile g <- J^T g over a tile."""
     if plugin.coupled:
         return _in_place(plugin, "tile_pullback", "pullback", dtype)
-    lanes = simd.lanes(dtype)
     df = plugin.scalar.slope(dtype)
 
-    def pullback(z, a, g, rows, panels):
+    def pullback(z, a, g, rows, panels, lanes):
         n = panels * rows * lanes
         zs, activations, gradients = carray(z, (n,)), carray(a, (n,)), carray(g, (n,))
         for i in range(n):
@@ -116,10 +113,9 @@ def tangent_tile(plugin: Any, dtype: np.dtype[Any]) -> CFunc:
 
 def _in_place(plugin: Any, role: str, kind: str, dtype: np.dtype[Any]) -> CFunc:
     """Compile a body that turns its third tile."""
-    lanes = simd.lanes(dtype)
     body = compile_body(plugin, getattr(plugin, role), role, "ttt", dtype)
 
-    def turn(z, a, d, rows, panels):
+    def turn(z, a, d, rows, panels, lanes):
         shape = (panels, rows, lanes)
         body(carray(z, shape), carray(a, shape), carray(d, shape))
 
@@ -128,12 +124,11 @@ def _in_place(plugin: Any, role: str, kind: str, dtype: np.dtype[Any]) -> CFunc:
 
 def curvature_tile(plugin: Any, dtype: np.dtype[Any]) -> CFunc:
     """Compile g <- J^T g and rg <- R{J^T g} over a tile."""
-    lanes = simd.lanes(dtype)
     if plugin.coupled:
         _require(plugin, "tile_curvature")
         body = compile_body(plugin, plugin.tile_curvature, "tile_curvature", "tttttt", dtype)
 
-        def curvature(z, a, rz, ra, g, rg, rows, panels):
+        def curvature(z, a, rz, ra, g, rg, rows, panels, lanes):
             shape = (panels, rows, lanes)
             body(
                 carray(z, shape), carray(a, shape), carray(rz, shape), carray(ra, shape), carray(g, shape),
@@ -143,7 +138,7 @@ def curvature_tile(plugin: Any, dtype: np.dtype[Any]) -> CFunc:
     else:
         df, d2f = plugin.scalar.slope(dtype), plugin.scalar.curvature(dtype)
 
-        def curvature(z, a, rz, ra, g, rg, rows, panels):
+        def curvature(z, a, rz, ra, g, rg, rows, panels, lanes):
             n = panels * rows * lanes
             zs, activations, rates = carray(z, (n,)), carray(a, (n,)), carray(rz, (n,))
             gradients, gradient_rates = carray(g, (n,)), carray(rg, (n,))
@@ -198,12 +193,11 @@ def _nothing(z, a, g):
 
 def output_tile(loss: Any, plugin: Any, dtype: np.dtype[Any]) -> CFunc:
     """Compile the weighted loss and its derivative in z, for this loss on this output activation."""
-    lanes = simd.lanes(dtype)
     pair = _scalar_pair(loss, plugin, dtype)
     if pair is None:
         body = compile_body(loss, loss.fused[plugin].tile_output, f"fused[{plugin.name}]", "ttttl", dtype)
 
-        def output(z, a, y, delta, rows, panels):
+        def output(z, a, y, delta, rows, panels, lanes):
             shape = (panels, rows, lanes)
             losses = np.empty((panels, lanes), np.float64)
             body(carray(z, shape), carray(a, shape), carray(y, shape), carray(delta, shape), losses)
@@ -218,7 +212,7 @@ def output_tile(loss: Any, plugin: Any, dtype: np.dtype[Any]) -> CFunc:
         couple = _couple(plugin, dtype)
         zero = dtype.type(0)
 
-        def output(z, a, y, delta, rows, panels):
+        def output(z, a, y, delta, rows, panels, lanes):
             n = panels * rows * lanes
             zs, activations, targets, deltas = carray(z, (n,)), carray(a, (n,)), carray(y, (n,)), carray(delta, (n,))
             total = 0.0
@@ -238,12 +232,11 @@ def output_tile(loss: Any, plugin: Any, dtype: np.dtype[Any]) -> CFunc:
 
 def example_losses_tile(loss: Any, plugin: Any, dtype: np.dtype[Any]) -> CFunc:
     """Compile the weighted loss of each example, and its derivative in z."""
-    lanes = simd.lanes(dtype)
     pair = _scalar_pair(loss, plugin, dtype)
     if pair is None:
         body = compile_body(loss, loss.fused[plugin].tile_output, f"fused[{plugin.name}]", "ttttl", dtype)
 
-        def example_losses(z, a, y, delta, loss, rows, panels):
+        def example_losses(z, a, y, delta, loss, rows, panels, lanes):
             shape = (panels, rows, lanes)
             losses = carray(loss, (panels, lanes))
             body(carray(z, shape), carray(a, shape), carray(y, shape), carray(delta, shape), losses)
@@ -253,7 +246,7 @@ def example_losses_tile(loss: Any, plugin: Any, dtype: np.dtype[Any]) -> CFunc:
         couple = _couple(plugin, dtype)
         zero = dtype.type(0)
 
-        def example_losses(z, a, y, delta, loss, rows, panels):
+        def example_losses(z, a, y, delta, loss, rows, panels, lanes):
             shape = (panels, rows, lanes)
             zs, activations, targets, deltas = (
                 carray(z, shape),
@@ -280,7 +273,6 @@ def example_losses_tile(loss: Any, plugin: Any, dtype: np.dtype[Any]) -> CFunc:
 
 def output_curvature_tile(loss: Any, plugin: Any, dtype: np.dtype[Any]) -> CFunc:
     """Compile the derivative of the weighted loss in z, and its own derivative along the direction of rz."""
-    lanes = simd.lanes(dtype)
     pair = _scalar_pair(loss, plugin, dtype)
     zero = dtype.type(0)
     fused = loss.fused.get(plugin)
@@ -293,7 +285,7 @@ def output_curvature_tile(loss: Any, plugin: Any, dtype: np.dtype[Any]) -> CFunc
         body = compile_body(loss, fused.tile_output, role, "ttttl", dtype)
         bend = compile_body(loss, fused.tile_curvature, f"{role} curvature", "ttttttt", dtype)
 
-        def output_curvature(z, a, y, rz, ra, delta, rdelta, rows, panels):
+        def output_curvature(z, a, y, rz, ra, delta, rdelta, rows, panels, lanes):
             shape = (panels, rows, lanes)
             zs, activations, targets, deltas = (
                 carray(z, shape),
@@ -309,7 +301,7 @@ def output_curvature_tile(loss: Any, plugin: Any, dtype: np.dtype[Any]) -> CFunc
         slope, second = loss.scalar.slope(dtype), loss.scalar.curvature(dtype)
         through = compile_body(plugin, plugin.tile_curvature, "tile_curvature", "tttttt", dtype)
 
-        def output_curvature(z, a, y, rz, ra, delta, rdelta, rows, panels):
+        def output_curvature(z, a, y, rz, ra, delta, rdelta, rows, panels, lanes):
             n = panels * rows * lanes
             activations, targets, rates = carray(a, (n,)), carray(y, (n,)), carray(ra, (n,))
             deltas, delta_rates = carray(delta, (n,)), carray(rdelta, (n,))
@@ -330,7 +322,7 @@ def output_curvature_tile(loss: Any, plugin: Any, dtype: np.dtype[Any]) -> CFunc
         slope = pair[1]
         second = _second_in_z(loss, plugin, dtype)
 
-        def output_curvature(z, a, y, rz, ra, delta, rdelta, rows, panels):
+        def output_curvature(z, a, y, rz, ra, delta, rdelta, rows, panels, lanes):
             n = panels * rows * lanes
             zs, activations, targets, rates = carray(z, (n,)), carray(a, (n,)), carray(y, (n,)), carray(rz, (n,))
             deltas, delta_rates = carray(delta, (n,)), carray(rdelta, (n,))
@@ -382,7 +374,7 @@ def _compile(
     """
     element = types.float64 if dtype == np.float64 else types.float32
     pointers = [types.CPointer(element)] * n_tiles + [types.CPointer(types.float64)] * wide
-    signature = result(*pointers, types.intp, types.intp)
+    signature = result(*pointers, types.intp, types.intp, types.intp)
     builtin = all(plugin.builtin for plugin in plugins)
     names = [plugin.name if plugin.builtin else f"{plugin.name}_{id(plugin):x}" for plugin in plugins]
     name = "_".join(["tile", kind, *names, dtype.name, variant]).rstrip("_")

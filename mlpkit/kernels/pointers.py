@@ -11,6 +11,7 @@ from numba.extending import intrinsic
 
 __all__ = [
     "at",
+    "borrow",
     "call_curvature",
     "call_elementwise",
     "call_losses",
@@ -33,6 +34,31 @@ def at(typingctx, array, index):
         return builder.gep(data, [arguments[1]])
 
     return types.CPointer(array.dtype)(array, types.intp), codegen
+
+
+def _borrowed(context, builder, kind, value):
+    if isinstance(kind, types.BaseTuple):
+        parts = (_borrowed(context, builder, t, builder.extract_value(value, i)) for i, t in enumerate(kind.types))
+        return context.make_tuple(builder, kind, tuple(parts))
+    if isinstance(kind, types.Array):
+        array = context.make_array(kind)(context, builder, value)
+        array.meminfo = ir.Constant(array.meminfo.type, None)
+        array.parent = ir.Constant(array.parent.type, None)
+        return array._getvalue()
+    return value
+
+
+@intrinsic
+def borrow(typingctx, values):
+    """Return arrays, in tuples of tuples, without an owner: no counting of references, which takes atomic operations.
+
+    The owners must outlive them.
+    """
+
+    def codegen(context, builder, signature, arguments):
+        return _borrowed(context, builder, signature.args[0], arguments[0])
+
+    return values(values), codegen
 
 
 @intrinsic
@@ -93,33 +119,33 @@ def _caller(result, n_pointers, n_sizes):
 
 
 @intrinsic
-def call_elementwise(typingctx, address, z, a, g, rows, panels):
-    """Call an activation's tile function: void(z, a, g, rows, panels)."""
-    return _caller(types.void, 3, 2)(address, z, a, g, rows, panels)
+def call_elementwise(typingctx, address, z, a, g, rows, panels, lanes):
+    """Call an activation's tile function: void(z, a, g, rows, panels, lanes)."""
+    return _caller(types.void, 3, 3)(address, z, a, g, rows, panels, lanes)
 
 
 @intrinsic
-def call_output(typingctx, address, z, a, y, delta, rows, panels):
-    """Call a loss's tile function: float64(z, a, y, delta, rows, panels)."""
-    return _caller(types.float64, 4, 2)(address, z, a, y, delta, rows, panels)
+def call_output(typingctx, address, z, a, y, delta, rows, panels, lanes):
+    """Call a loss's tile function: float64(z, a, y, delta, rows, panels, lanes)."""
+    return _caller(types.float64, 4, 3)(address, z, a, y, delta, rows, panels, lanes)
 
 
 @intrinsic
-def call_losses(typingctx, address, z, a, y, delta, losses, rows, panels):
-    """Call a loss's tile function for each example: void(z, a, y, delta, losses, rows, panels)."""
-    return _caller(types.void, 5, 2)(address, z, a, y, delta, losses, rows, panels)
+def call_losses(typingctx, address, z, a, y, delta, losses, rows, panels, lanes):
+    """Call a loss's tile function for each example: void(z, a, y, delta, losses, rows, panels, lanes)."""
+    return _caller(types.void, 5, 3)(address, z, a, y, delta, losses, rows, panels, lanes)
 
 
 @intrinsic
-def call_curvature(typingctx, address, z, a, rz, ra, g, rg, rows, panels):
-    """Call an activation's tile function: void(z, a, rz, ra, g, rg, rows, panels)."""
-    return _caller(types.void, 6, 2)(address, z, a, rz, ra, g, rg, rows, panels)
+def call_curvature(typingctx, address, z, a, rz, ra, g, rg, rows, panels, lanes):
+    """Call an activation's tile function: void(z, a, rz, ra, g, rg, rows, panels, lanes)."""
+    return _caller(types.void, 6, 3)(address, z, a, rz, ra, g, rg, rows, panels, lanes)
 
 
 @intrinsic
-def call_output_curvature(typingctx, address, z, a, y, rz, ra, delta, rdelta, rows, panels):
-    """Call a loss's tile function: void(z, a, y, rz, ra, delta, rdelta, rows, panels)."""
-    return _caller(types.void, 7, 2)(address, z, a, y, rz, ra, delta, rdelta, rows, panels)
+def call_output_curvature(typingctx, address, z, a, y, rz, ra, delta, rdelta, rows, panels, lanes):
+    """Call a loss's tile function: void(z, a, y, rz, ra, delta, rdelta, rows, panels, lanes)."""
+    return _caller(types.void, 7, 3)(address, z, a, y, rz, ra, delta, rdelta, rows, panels, lanes)
 
 
 @intrinsic

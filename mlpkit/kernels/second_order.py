@@ -93,14 +93,14 @@ def _forward_strip(network, stop, x, section, panels, n_lanes):
         z, a = _field(network, layer, Z, section, n_lanes), _field(network, layer, A, section, n_lanes)
         rz, ra = _field(network, layer, RZ, section, n_lanes), _field(network, layer, RA, section, n_lanes)
         affine(weights, row, column, n_out, n_in, bias, ones, 0, below, z, panels, n_lanes)
-        call_elementwise(functions[layer, FORWARD], z, a, a, n_out, panels)
+        call_elementwise(functions[layer, FORWARD], z, a, a, n_out, panels, n_lanes)
         affine(directions, row, column, n_out, n_in, direction, ones, 0, below, rz, panels, n_lanes)
         if layer > 0:  # the rate of x is 0
             rate_below = _field(network, layer - 1, RA, section, n_lanes)
             affine_onto(weights, row, column, n_out, n_in, rate_below, rz, panels, n_lanes)
         for i in range(panels * n_out * n_lanes):
             ra[i] = rz[i]
-        call_elementwise(functions[layer, TANGENT], z, a, ra, n_out, panels)
+        call_elementwise(functions[layer, TANGENT], z, a, ra, n_out, panels, n_lanes)
 
 
 @kernel
@@ -109,7 +109,7 @@ def _curve(network, layer, g, rg, section, panels, n_lanes):
     plan, functions = network[0], network[1]
     z, a = _field(network, layer, Z, section, n_lanes), _field(network, layer, A, section, n_lanes)
     rz, ra = _field(network, layer, RZ, section, n_lanes), _field(network, layer, RA, section, n_lanes)
-    call_curvature(functions[layer, CURVATURE], z, a, rz, ra, g, rg, plan[layer, N_OUT], panels)
+    call_curvature(functions[layer, CURVATURE], z, a, rz, ra, g, rg, plan[layer, N_OUT], panels, n_lanes)
 
 
 @kernel
@@ -126,7 +126,7 @@ def _backward_strip(network, output, terms, data, first, section, panels, n_lane
     z, a = _field(network, top, Z, section, n_lanes), _field(network, top, A, section, n_lanes)
     rz, ra = _field(network, top, RZ, section, n_lanes), _field(network, top, RA, section, n_lanes)
     set_weights(data, ones, n_out, first, delta, panels, n_lanes)
-    call_output_curvature(output, z, a, y, rz, ra, delta, rdelta, n_out, panels)
+    call_output_curvature(output, z, a, y, rz, ra, delta, rdelta, n_out, panels, n_lanes)
     if plan[top, SPARSE] != 0 or strengths[top] != 0:
         more = _field(network, top, FIELDS, section, n_lanes)
         rmore = _field(network, top, FIELDS + 1, section, n_lanes)

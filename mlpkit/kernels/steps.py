@@ -1,11 +1,12 @@
 """Many mini-batch steps in one call: gather a batch, go forward and backward, update the parameters.
 
-A step has phases, in each of which threads take work from a shared counter:
+A step has phases (see phases.py), and all steps run in one parallel region:
 
-1. where mean activations are penalised, strips of the batch go forward as far as that needs, and rho_hat is found;
-2. strips go forward and backward, and leave activations and deltas behind;
+1. where mean activations are penalised, panels of the batch go forward as far as that needs, and rho_hat is found;
+2. panels go forward and backward, and lay out the factors of the gradient;
 3. blocks of the gradient's rows are summed over the whole batch, and the parameters that belong to them updated while
-   both are in cache; where the gradient is to be clipped by its norm, the update is a phase of its own.
+   both are in cache;
+4. where the gradient is to be clipped by its norm, the update is a phase of its own.
 
 No sum depends on who took what, so the bits do not depend on the number of threads.
 
@@ -16,10 +17,12 @@ Arguments travel in groups, those of strips.py and:
 
     rows      (X, Y, weights, elements): all examples, row-major; X and Y as addresses, the same one for an autoencoder;
               elements empty where no target is masked
-    batch     (size, strip, n_lanes): examples in a batch, panels in a strip
+    batch     (size, n_lanes): examples in a batch, and in a panel
     tiles     (X, Y, weights, elements, hashes): panels for one batch, Y empty for an autoencoder; hashes (uint32) has a
               row of n_lanes for each worker
-    memory    (kept, span, scratch): sections for one batch; scratch has a row for each worker
+    memory    (kept, span, scratch, blocks): sections for one batch; scratch, and blocks of the gradient as stripes, have
+              a row for each worker
+    layout    the factors of the gradient, see batch_gradient.py
     penalties (slopes, strengths, sparse, numbers, running, steepest): as in strips.py, and for each penalty on means a
               row (first unit, units, address or 0 for KL) and a row (rho, beta, offset, slope of the map to [0, 1]);
               means so far, and last how much of them to keep at each step (below 0: nothing); the largest slope
@@ -29,8 +32,11 @@ Arguments travel in groups, those of strips.py and:
               and the bounds of the gradient's norm and numbers; for each step the learning rate and two corrections;
               what the rule remembers of each parameter, twice, empty where it does not; lambda of each dense layer; and
               1 / (|B| mean(w)) of a full batch. All but kind in the network's dtype
-    work      (gradient, losses, sums, means, squares, counter): to work in; losses and sums have a row for each strip,
-              means and squares a number for each unit, the latter also for each bias
+    work      (gradient, losses, sums, means, squares): to work in; losses and sums have a row for each panel, means and
+              squares a number for each unit, the latter also for each bias
+    threads   (tickets, yielding, n_workers): see phases.py; tickets for PHASES phases a step
+
+and all of them, in the order of the arguments of `run_steps`, as `job`.
 """
 
 from __future__ import annotations
@@ -38,78 +44,85 @@ from __future__ import annotations
 import numpy as np
 from numba import prange
 
+from mlpkit.kernels.batch_gradient import find_gradient_rows, lay_out
 from mlpkit.kernels.batches import prepare
 from mlpkit.kernels.jit import kernel
-from mlpkit.kernels.pointers import at, call_penalty, claim
-from mlpkit.kernels.simd import accumulate_sums
-from mlpkit.kernels.strips import N_IN, N_OUT, SPARSE, TIED, A, B, U, W, add_rows, forward_strip, layer_place, through
-from mlpkit.kernels.updates import ADAMW, clip, finish_gradient, update_parameters, update_share
+from mlpkit.kernels.phases import finish, release, take, wait
+from mlpkit.kernels.pointers import at, borrow, call_penalty, pointer
+from mlpkit.kernels.simd import accumulate_sums, register_lanes
+from mlpkit.kernels.strips import N_IN, N_OUT, SPARSE, TIED, A, B, U, W, forward_strip, layer_place, through
+from mlpkit.kernels.updates import ADAMW, clipping, finish_gradient, squared_norm, update_parameters, update_share
 
-__all__ = ["run_steps"]
+__all__ = ["BLOCK_ROWS", "PHASES", "run_steps"]
 
-
-# Strips --------------------------------------------------------------------------------------------------------
-
-
-@kernel
-def _sections(memory, n_panels, first, strip, worker):
-    """Return the sections of the strip that begins at panel `first`."""
-    kept, span, scratch = memory
-    own = (at(scratch, worker * scratch.shape[1]), strip, 0)
-    return ((at(kept, 0), n_panels, first), (at(span, 0), n_panels, first), own)
+PHASES = 4  # in a step
+BLOCK_ROWS = 12  # of the gradient, found and used at once
 
 
-@kernel
-def _mean_worker(network, rows, order, begin, stop, batch, tiles, memory, dropout, seed, sums, counter, worker):
-    """Take strips of the batch order[begin:stop] forward until none is left; add up w a of each."""
+# Panels --------------------------------------------------------------------------------------------------------
+
+
+@kernel(inlined=True)
+def _panel(job, begin, stop, number, n_panels, worker):
+    """Return a panel's first example in the batch, its lanes, and its sections.
+
+    The last panel has a register's lanes where its examples fit into one: half the work where registers are two.
+    """
+    kept, span, scratch, _ = job[5]
+    n_lanes, side = job[3][1], register_lanes(at(kept, 0))
+    example, share = number * n_lanes, 1
+    if stop - begin - example <= side:  # places are counted in panels of its own width
+        share, n_lanes = n_lanes // side, side
+    first, room = number * share, n_panels * share
+    own = (at(scratch, worker * scratch.shape[1]), 1, 0)
+    return example, first, n_lanes, ((at(kept, 0), room, first), (at(span, 0), room, first), own)
+
+
+@kernel(inlined=True)
+def _prepare(job, step, begin, stop, example, n_lanes, sections, worker):
+    """Gather a panel, and draw its masks."""
+    network, rows, order, tiles, layout, dropout = job[0], job[1], job[2], job[4], job[6], job[9]
+    seed = dropout[0][step] if dropout[0].size > 0 else 0
+    start = begin + example
+    prepare(network, rows, order, start, stop, tiles, layout, dropout, seed, sections, example, n_lanes, worker)
+
+
+@kernel(inlined=True)
+def _take_forward(job, step, begin, stop, number, n_panels, worker):
+    """Take a panel of the batch order[begin:stop] forward; add up w a."""
+    network, tiles, sums = job[0], job[4], job[11][2]
     plan, n_kept = network[0], network[1]
-    _, strip, n_lanes = batch
-    n_panels = (stop - begin + n_lanes - 1) // n_lanes
-    while True:
-        number = claim(counter)
-        first = number * strip
-        if first >= n_panels:
-            break
-        panels = min(strip, n_panels - first)
-        sections = _sections(memory, n_panels, first, strip, worker)
-        prepare(network, rows, order, begin, stop, batch, tiles, dropout, seed, sections, first, panels, worker)
-        x, w = at(tiles[0], first * plan[0, N_IN] * n_lanes), at(tiles[2], first * n_lanes)
-        forward_strip(network, 0, n_kept, x, sections, panels, n_lanes)
-        sums[number] = 0
-        for layer in range(n_kept):
-            if plan[layer, SPARSE] != 0:
-                a = layer_place(network, layer, A, sections, n_lanes)
-                units = at(sums, number * sums.shape[1] + plan[layer, U])
-                accumulate_sums(a, plan[layer, N_OUT], w, units, panels, n_lanes)
+    example, _, n_lanes, sections = _panel(job, begin, stop, number, n_panels, worker)
+    _prepare(job, step, begin, stop, example, n_lanes, sections, worker)
+    x, w = at(tiles[0], example * plan[0, N_IN]), at(tiles[2], example)
+    forward_strip(network, 0, n_kept, x, sections, 1, n_lanes)
+    sums[number] = 0
+    for layer in range(n_kept):
+        if plan[layer, SPARSE] != 0:
+            a = layer_place(network, layer, A, sections, n_lanes)
+            units = at(sums, number * sums.shape[1] + plan[layer, U])
+            accumulate_sums(a, plan[layer, N_OUT], w, units, 1, n_lanes)
 
 
-@kernel
-def _strip_worker(
-    network, rows, order, begin, stop, batch, tiles, memory, output, penalties, dropout, seed, losses, counter, worker
-):
-    """Take strips of the batch forward and backward until none is left."""
+@kernel(inlined=True)
+def _take_through(job, step, begin, stop, number, n_panels, worker):
+    """Take a panel of the batch forward and backward, and lay out what it brings to the gradient."""
+    network, tiles, layout, output, penalties, losses = job[0], job[4], job[6], job[7], job[8], job[11][1]
     n_kept = network[1]
-    _, strip, n_lanes = batch
-    n_panels = (stop - begin + n_lanes - 1) // n_lanes
     data = (tiles[0], tiles[1] if tiles[1].size > 0 else tiles[0], tiles[2], tiles[3])
-    while True:
-        number = claim(counter)
-        first = number * strip
-        if first >= n_panels:
-            break
-        panels = min(strip, n_panels - first)
-        sections = _sections(memory, n_panels, first, strip, worker)
-        if n_kept == 0:
-            prepare(network, rows, order, begin, stop, batch, tiles, dropout, seed, sections, first, panels, worker)
-        slopes = (penalties[0], penalties[1])
-        losses[number, 0], losses[number, 1] = through(
-            network, n_kept > 0, output, slopes, data, first, sections, panels, n_lanes
-        )
+    example, first, n_lanes, sections = _panel(job, begin, stop, number, n_panels, worker)
+    if n_kept == 0:
+        _prepare(job, step, begin, stop, example, n_lanes, sections, worker)
+    slopes = (penalties[0], penalties[1])
+    losses[number, 0], losses[number, 1] = through(
+        network, n_kept > 0, output, slopes, data, first, sections, 1, n_lanes
+    )
+    lay_out(network, layout, sections, example, n_lanes)
 
 
 @kernel
-def _set_slopes(penalties, sums, n_strips, weights, first_weight, n_weights, full, means):
-    """From sums over strips find rho_hat, and from that the slopes; return what the penalties add to J.
+def _set_slopes(penalties, sums, n_panels, weights, first_weight, n_weights, full, means):
+    """From sums over panels find rho_hat, and from that the slopes; return what the penalties add to J.
 
     A slope is multiplied by |B| mean(w) (`full`) over the batch's own sum of weights, since the whole gradient will be
     divided by the former.
@@ -124,8 +137,8 @@ def _set_slopes(penalties, sums, n_strips, weights, first_weight, n_weights, ful
         return 0.0
     for u in range(means.size):
         mean = 0.0
-        for strip in range(n_strips):
-            mean += sums[strip, u]
+        for panel in range(n_panels):
+            mean += sums[panel, u]
         means[u] = mean / total
         if keep >= 0:
             running[u] = keep * running[u] + (1.0 - keep) * means[u]
@@ -151,94 +164,165 @@ def _set_slopes(penalties, sums, n_strips, weights, first_weight, n_weights, ful
 # The gradient and the update -----------------------------------------------------------------------------------
 
 
-@kernel
-def _row_worker(network, count, batch, tiles, memory, update, step, work, n_workers):
-    """Take blocks of the gradient's rows until none is left: add up over the batch, and update the parameters."""
+@kernel(inlined=True)
+def _group_rows(n_in):
+    """Return how many rows' squares are added up together: a divisor of BLOCK_ROWS, to which blocks keep."""
+    return 12 if n_in <= 24 else 6 if n_in <= 48 else 4 if n_in <= 96 else 2 if n_in <= 192 else 1
+
+
+@kernel(inlined=True)
+def _n_blocks(plan, layer, n_workers):
+    """Return into how many blocks of rows a layer's gradient is cut: of about equal work, three for each worker."""
+    n_in, n_out = plan[layer, N_IN], plan[layer, N_OUT]
+    if n_workers == 1 or plan[layer, TIED] != 0:
+        return 1
+    total = 0
+    for other in range(plan.shape[0]):
+        total += plan[other, N_IN] * plan[other, N_OUT]
+    n = (3 * n_workers * n_in * n_out + total // 2) // total
+    if n >= n_workers:  # as many for each
+        n = (n + n_workers - 1) // n_workers * n_workers
+    group = _group_rows(n_in)
+    return max(1, min(n, (n_out + group - 1) // group))
+
+
+@kernel(inlined=True)
+def _total_blocks(plan, n_workers):
+    total = 0
+    for layer in range(plan.shape[0]):
+        total += _n_blocks(plan, layer, n_workers)
+    return total
+
+
+@kernel(inlined=True)
+def _update_block(job, step, begin, stop, block, worker, n_workers):
+    """Find a block of the gradient's rows, and update the parameters that belong to them unless that must wait."""
+    plan = job[0][0]
+    for layer in range(plan.shape[0]):
+        n = _n_blocks(plan, layer, n_workers)
+        if block < n:
+            group, rows = _group_rows(plan[layer, N_IN]), plan[layer, N_OUT]
+            groups = (rows + group - 1) // group
+            row, end = block * groups // n * group, min((block + 1) * groups // n * group, rows)
+            while row < end:  # in parts of about equal size, so that none is thin
+                parts = (end - row + BLOCK_ROWS - 1) // BLOCK_ROWS
+                some = min(((end - row) // parts + group - 1) // group * group, end - row)
+                _update_rows(job, step, begin, stop, layer, row, row + some, worker)
+                row += some
+            return
+        block -= n
+
+
+@kernel(inlined=True)
+def _update_rows(job, step, start, stop, layer, begin, end, worker):
+    network, order, memory, layout, update, work = job[0], job[2], job[5], job[6], job[10], job[11]
     plan, theta = network[0], network[2]
-    size, _, n_lanes = batch
-    gradient, counter, squares = work[0], work[5], work[4]
-    n_panels = (count + n_lanes - 1) // n_lanes
-    sections = _sections(memory, n_panels, 0, 0, 0)
-    x = at(tiles[0], 0)
+    size, count = job[3][0], stop - start
+    gradient, squares, blocks = work[0], work[4], memory[3]
     kind, settings, decay, scale = update[0], update[1], update[5], update[6]
     zero, one = gradient.dtype.type(0), gradient.dtype.type(1)
     if count < size:
         scale = gradient.dtype.type(scale * size / count)
-    at_once, largest = not settings[3] > 0, settings[4]
-    total = 0
-    for layer in range(plan.shape[0]):
-        total += plan[layer, N_IN] * plan[layer, N_OUT]
-    n_units = squares.size // 2
-    mine, block = claim(counter), 0
-    for layer in range(plan.shape[0]):
-        n_in = plan[layer, N_IN] if plan[layer, TIED] == 0 else 0
-        rows = max(1, total // (4 * n_workers * max(1, n_in)))
-        rows = min((rows + 5) // 6 * 6, 96)
-        added = zero if kind == ADAMW else decay[layer]
-        for j in range(0, plan[layer, N_OUT], rows):
-            if block == mine:
-                end = min(j + rows, plan[layer, N_OUT])
-                start, stop = plan[layer, W] + j * n_in, plan[layer, W] + end * n_in
-                gradient[start:stop] = 0
-                b = plan[layer, B]
-                if b >= 0:
-                    gradient[b + j : b + end] = 0
-                add_rows(network, layer, j, end, x, sections, at(gradient, 0), n_panels, n_lanes)
-                for row in range(j, end):
-                    w = plan[layer, W] + row * n_in
-                    unit = plan[layer, U] + row
-                    squares[unit] = finish_gradient(theta, gradient, w, w + n_in, scale, added, largest)
-                    if b >= 0:
-                        last = finish_gradient(theta, gradient, b + row, b + row + 1, scale, zero, largest)
-                        squares[n_units + unit] = last
-                if at_once:
-                    update_parameters(theta, gradient, start, stop, update, step, decay[layer], one)
-                    if b >= 0:
-                        update_parameters(theta, gradient, b + j, b + end, update, step, zero, one)
-                mine = claim(counter)
-            block += 1
+    largest, n_units = settings[4], squares.size // 2
+    n_in = plan[layer, N_IN] if plan[layer, TIED] == 0 else 0
+    w, b = plan[layer, W], plan[layer, B]
+    block = at(blocks, worker * blocks.shape[1])
+    # The next batch's share of these rows, while the processor is busy with this one's.
+    following = min(size, order.size - stop) if layer == 0 else 0
+    n_out = plan[layer, N_OUT]
+    here, there = stop + following * begin // n_out, stop + following * end // n_out
+    ahead = (pointer(job[1][0], theta), at(order, here), there - here)
+    find_gradient_rows(network, layer, begin, end, layout, count, ahead, block, at(gradient, 0))
+    added = zero if kind == ADAMW else decay[layer]
+    group = _group_rows(n_in)
+    for j in range(begin, end, group):
+        unit, stop = plan[layer, U] + j, min(j + group, end)
+        squares[unit] = finish_gradient(theta, gradient, w + j * n_in, w + stop * n_in, scale, added, largest)
+        if b >= 0:
+            squares[n_units + unit] = finish_gradient(theta, gradient, b + j, b + stop, scale, zero, largest)
+    if not settings[3] > 0:
+        update_parameters(theta, gradient, w + begin * n_in, w + end * n_in, update, step, decay[layer], one)
+        if b >= 0:
+            update_parameters(theta, gradient, b + begin, b + end, update, step, zero, one)
 
 
-def _run_steps(network, rows, order, batch, tiles, memory, output, penalties, dropout, update, work, record, n_workers):
-    """Take a step for each batch of `order`.
+# Steps ---------------------------------------------------------------------------------------------------------
 
-    record[step]: of each batch before its step, the weighted sums of losses and of L1 penalties, what penalties on mean
-    activations add to J, and the squared norm of its gradient.
-    """
-    size, strip, n_lanes = batch
-    _, losses, sums, means, squares, counter = work
-    factor = update[6]  # of the right dtype
+
+@kernel
+def _take_steps(job, record, threads, worker):
+    """Take part in all steps, as one of the threads."""
+    network, order, batch, penalties, update, work = job[0], job[2], job[3], job[8], job[10], job[11]
+    size, n_lanes = batch
+    _, losses, sums, means, squares = work
+    tickets, yielding, n_workers = threads
+    n_blocks = _total_blocks(network[0], n_workers)
     for step in range(record.shape[0]):
         begin = step * size
         stop = min(begin + size, order.size)
-        n_panels = (stop - begin + n_lanes - 1) // n_lanes
-        n_strips = (n_panels + strip - 1) // strip
-        seed = dropout[0][step] if dropout[0].size > 0 else 0
+        count = stop - begin
+        n_panels = (count + n_lanes - 1) // n_lanes
+        phase = step * PHASES
+
         if network[1] > 0:
-            counter[0] = 0
-            for worker in prange(n_workers):
-                _mean_worker(
-                    network, rows, order, begin, stop, batch, tiles, memory, dropout, seed, sums, counter, worker
-                )
-            full = (stop - begin) / (np.float64(update[6]) * size)
-            record[step, 2] = _set_slopes(penalties, sums, n_strips, tiles[2], 0, stop - begin, full, means)
-        counter[0] = 0
-        for worker in prange(n_workers):
-            _strip_worker(
-                network, rows, order, begin, stop, batch, tiles, memory, output, penalties, dropout, seed, losses,
-                counter, worker,
-            )  # fmt: skip
-        counter[0] = 0
-        for _worker in prange(n_workers):
-            _row_worker(network, stop - begin, batch, tiles, memory, update, step, work, n_workers)
-        record[step, 3], least = clip(squares, np.float64(update[1][3]))
-        if update[1][3] > 0:
-            factor = update[1].dtype.type(least)
-            for worker in prange(n_workers):
-                update_share(network, update, step, work[0], factor, worker, n_workers)
-        for i in range(n_strips):
-            record[step, 0] += losses[i, 0]
-            record[step, 1] += losses[i, 1]
+            while True:
+                number = take(tickets, phase, n_panels, worker, n_workers)
+                if number < 0:
+                    break
+                _take_forward(job, step, begin, stop, number, n_panels, worker)
+                if finish(tickets, phase, n_panels, n_workers):
+                    full = count / (np.float64(update[6]) * size)
+                    record[step, 2] = _set_slopes(penalties, sums, n_panels, job[4][2], 0, count, full, means)
+                    release(tickets, phase, n_workers)
+            wait(tickets, phase, n_panels, n_workers, yielding)
+
+        while True:
+            number = take(tickets, phase + 1, n_panels, worker, n_workers)
+            if number < 0:
+                break
+            _take_through(job, step, begin, stop, number, n_panels, worker)
+            if finish(tickets, phase + 1, n_panels, n_workers):
+                for i in range(n_panels):
+                    record[step, 0] += losses[i, 0]
+                    record[step, 1] += losses[i, 1]
+                release(tickets, phase + 1, n_workers)
+        wait(tickets, phase + 1, n_panels, n_workers, yielding)
+
+        while True:
+            number = take(tickets, phase + 2, n_blocks, worker, n_workers)
+            if number < 0:
+                break
+            _update_block(job, step, begin, stop, number, worker, n_workers)
+            if finish(tickets, phase + 2, n_blocks, n_workers):
+                record[step, 3] = squared_norm(squares)
+                release(tickets, phase + 2, n_workers)
+        wait(tickets, phase + 2, n_blocks, n_workers, yielding)
+
+        bound = update[1][3]
+        if bound > 0:
+            factor = update[1].dtype.type(clipping(record[step, 3], np.float64(bound)))
+            while True:
+                number = take(tickets, phase + 3, n_workers, worker, n_workers)
+                if number < 0:
+                    break
+                update_share(network, update, step, work[0], factor, number, n_workers)
+                if finish(tickets, phase + 3, n_workers, n_workers):
+                    release(tickets, phase + 3, n_workers)
+            wait(tickets, phase + 3, n_workers, n_workers, yielding)
+
+
+def _run_steps(
+    network, rows, order, batch, tiles, memory, layout, output, penalties, dropout, update, work, tickets, yielding,
+    record, n_workers,
+):  # fmt: skip
+    """Take a step for each batch of `order`.
+
+    record[step], zeros before: of each batch before its step, the weighted sums of losses and of L1 penalties, what
+    penalties on mean activations add to J, and the squared norm of its gradient.
+    """
+    for worker in prange(n_workers):
+        job = (network, rows, order, batch, tiles, memory, layout, output, penalties, dropout, update, work)
+        _take_steps(borrow(job), record, (tickets, yielding, n_workers), worker)
 
 
 run_steps = (kernel(_run_steps, parallel=True, cached=True), kernel(_run_steps, cached=True))

@@ -54,14 +54,14 @@ N_IN, N_OUT, W, B, ROW, COLUMN, TIED, NEXT, A, Z, D, U, MORE, SPARSE, FORWARD, P
 PLAN_COLUMNS = 18
 
 
-@kernel
+@kernel(inlined=True)
 def _place(section, row, units, n_lanes):
     """Return the address of a layer's strip in a section: panels of `units` rows, after `row` rows of other layers."""
     memory, capacity, panel = section
     return shift(memory, (row * capacity + panel * units) * n_lanes)
 
 
-@kernel
+@kernel(inlined=True)
 def layer_place(network, layer, column, sections, n_lanes):
     """Return the address of a dense layer's a, z, mask or what is seen of it (as `column` says)."""
     plan, n_kept = network[0], network[1]
@@ -70,14 +70,14 @@ def layer_place(network, layer, column, sections, n_lanes):
     return _place(section, plan[layer, column], plan[layer, N_OUT], n_lanes)
 
 
-@kernel
+@kernel(inlined=True)
 def delta_place(network, layer, sections, n_lanes):
     """Return the address of a dense layer's delta."""
     plan = network[0]
     return _place(sections[1], plan[layer, D], plan[layer, N_OUT], n_lanes)
 
 
-@kernel
+@kernel(inlined=True)
 def forward_strip(network, first, stop, x, sections, panels, n_lanes):
     """Equations (6) and (7) for one strip: dense layers first to stop - 1."""
     plan, theta, constants = network[0], network[2], network[3]
@@ -90,7 +90,7 @@ def forward_strip(network, first, stop, x, sections, panels, n_lanes):
         bias = at(theta, plan[layer, B]) if plan[layer, B] >= 0 else zeros
         row, column = plan[layer, ROW], plan[layer, COLUMN]
         affine(at(theta, plan[layer, W]), row, column, n_out, n_in, bias, ones, 0, below, z, panels, n_lanes)
-        call_elementwise(plan[layer, FORWARD], z, a, a, n_out, panels)
+        call_elementwise(plan[layer, FORWARD], z, a, a, n_out, panels, n_lanes)
         if plan[layer, MASK] >= 0:
             mask = layer_place(network, layer, MASK, sections, n_lanes)
             seen = layer_place(network, layer, SEEN, sections, n_lanes)
@@ -98,7 +98,7 @@ def forward_strip(network, first, stop, x, sections, panels, n_lanes):
                 seen[i] = a[i] * mask[i]
 
 
-@kernel
+@kernel(inlined=True)
 def set_weights(data, ones, n_out, first, delta, panels, n_lanes):
     """Fill the output's delta for the strip from panel `first` on with the weight of each of its numbers."""
     _, _, weights, elements = data
@@ -146,14 +146,14 @@ def _add_output_penalties(network, penalties, weights, sections, panels, n_lanes
     l1 = 0.0
     if strengths[top] != 0:
         l1 = add_signs(a, strengths[top], zeros[0], weights, more, n_out, panels, n_lanes)
-    call_elementwise(plan[top, PULLBACK], z, a, more, n_out, panels)
+    call_elementwise(plan[top, PULLBACK], z, a, more, n_out, panels, n_lanes)
     delta = delta_place(network, top, sections, n_lanes)
     for i in range(panels * n_out * n_lanes):
         delta[i] += more[i]
     return l1
 
 
-@kernel
+@kernel(inlined=True)
 def propagate(network, penalties, weights, sections, panels, n_lanes):
     """From the output's delta find all others, for one strip; return its part of the L1 term.
 
@@ -179,12 +179,12 @@ def propagate(network, penalties, weights, sections, panels, n_lanes):
         if strengths[layer - 1] != 0:
             zero = constants[constants.size // 2]
             l1 += add_signs(a, strengths[layer - 1], zero, weights, below, n_in, panels, n_lanes)
-        call_elementwise(plan[layer - 1, PULLBACK], z, a, below, n_in, panels)
+        call_elementwise(plan[layer - 1, PULLBACK], z, a, below, n_in, panels, n_lanes)
         delta = below
     return l1
 
 
-@kernel
+@kernel(inlined=True)
 def through(network, keep, output, penalties, data, first, sections, panels, n_lanes):
     """Take the strip from panel `first` on forward and backward; return its part of the weighted loss and L1 term."""
     plan, n_kept = network[0], network[1]
@@ -198,7 +198,7 @@ def through(network, keep, output, penalties, data, first, sections, panels, n_l
     z = layer_place(network, top, Z, sections, n_lanes)
     a = layer_place(network, top, A, sections, n_lanes)
     set_weights(data, at(network[3], 0), n_out, first, delta, panels, n_lanes)
-    loss = call_output(output, z, a, y, delta, n_out, panels)
+    loss = call_output(output, z, a, y, delta, n_out, panels, n_lanes)
     return loss, propagate(network, penalties, w, sections, panels, n_lanes)
 
 

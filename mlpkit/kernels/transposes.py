@@ -9,9 +9,12 @@ from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
 
-from mlpkit.kernels.simd import Emitter, mask_of_zip, vector_mask
+from mlpkit.kernels.emitter import Emitter, mask_of_zip, vector_mask
+from mlpkit.kernels.simd import BATCH_VECTORS
 
-__all__ = ["transpose", "transpose_rows"]
+__all__ = ["copy_lanes", "prefetch_lanes", "transpose", "transpose_rows"]
+
+_LINE_BYTES = 64  # of a cache
 
 
 def _transpose(context, builder, element, rows, target, target_stride):
@@ -58,3 +61,31 @@ def transpose_rows(typingctx, source, numbers, source_stride, target, target_str
         return _transpose(context, builder, signature.args[0].dtype, rows, target, target_stride)
 
     return signature, codegen
+
+
+@intrinsic
+def copy_lanes(typingctx, source, target):
+    """Copy as many numbers as a mini-batch's panel has lanes."""
+
+    def codegen(context, builder, signature, arguments):
+        source, target = arguments
+        v = Emitter(builder, context.get_value_type(signature.args[0].dtype))
+        places = [i * v.width for i in range(BATCH_VECTORS)]
+        for value, i in zip([v.load(v.offset(source, i)) for i in places], places, strict=True):
+            v.store(value, v.offset(target, i))
+        return context.get_dummy_value()
+
+    return types.void(source, target), codegen
+
+
+@intrinsic
+def prefetch_lanes(typingctx, source):
+    """Ask for as many numbers as a mini-batch's panel has lanes, to be read before long."""
+
+    def codegen(context, builder, signature, arguments):
+        v = Emitter(builder, context.get_value_type(signature.args[0].dtype))
+        for i in range(0, BATCH_VECTORS * v.width, _LINE_BYTES // v.bytes):
+            v.prefetch(v.offset(arguments[0], i))
+        return context.get_dummy_value()
+
+    return types.void(source), codegen

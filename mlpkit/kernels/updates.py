@@ -19,8 +19,9 @@ __all__ = [
     "NESTEROV",
     "RMSPROP",
     "SGD",
-    "clip",
+    "clipping",
     "finish_gradient",
+    "squared_norm",
     "update_parameters",
     "update_share",
 ]
@@ -29,20 +30,28 @@ SGD, MOMENTUM, NESTEROV, RMSPROP, ADAGRAD, ADAM, ADAMW = range(7)
 
 
 @kernel(fastmath=REDUCTION)
+def _square(gradient, n, zero):
+    square = zero
+    for i in range(n):
+        value = gradient[i] + zero  # in the precision of `zero`
+        square += value * value
+    return np.float64(square)
+
+
+@kernel(fastmath=ELEMENTWISE, inlined=True)
 def finish_gradient(thetas, gradients, begin, end, scale, decay, largest):
     """gradient[begin:end] becomes that of J, its numbers clipped to +-largest if that is above 0; return its square."""
     n = end - begin  # as in update_parameters
     theta, gradient = at(thetas, begin), at(gradients, begin)
-    square = gradients.dtype.type(0)
     if largest > 0:
         for i in range(n):
             gradient[i] = min(max(gradient[i] * scale + decay * theta[i], -largest), largest)
     else:
         for i in range(n):
             gradient[i] = gradient[i] * scale + decay * theta[i]
-    for i in range(n):
-        square += gradient[i] * gradient[i]
-    return np.float64(square)
+    square = _square(gradient, n, scale - scale)
+    # Squares can leave the range of float32 where the numbers do not.
+    return square if square < np.inf else _square(gradient, n, 0.0)
 
 
 @kernel
@@ -60,7 +69,7 @@ def update_share(network, update, step, gradient, factor, worker, n_workers):
             update_parameters(theta, gradient, b, b + plan[layer, N_OUT], update, step, factor - factor, factor)
 
 
-@kernel(fastmath=ELEMENTWISE)
+@kernel(fastmath=ELEMENTWISE, inlined=True)
 def update_parameters(thetas, gradients, begin, end, update, step, decay, factor):
     """Move theta[begin:end] by one step of the rule; see `mlpkit.stochastic` for the formulas.
 
@@ -108,12 +117,17 @@ def update_parameters(thetas, gradients, begin, end, update, step, decay, factor
 
 
 @kernel
-def clip(squares, bound):
-    """Return the gradient's squared norm, and what makes its norm at most `bound` where that is above 0."""
+def squared_norm(squares):
+    """Add up the squares of the gradient's parts."""
     total = 0.0
     for i in range(squares.size):
         total += squares[i]
-    factor = 1.0
-    if bound > 0 and total > bound * bound:
-        factor = bound / np.sqrt(total)
-    return total, factor
+    return total
+
+
+@kernel
+def clipping(square, bound):
+    """Return what makes a gradient's norm at most `bound`, if that is above 0, from the norm's square."""
+    if bound > 0 and square > bound * bound:
+        return bound / np.sqrt(square)
+    return 1.0
