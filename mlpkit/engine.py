@@ -64,12 +64,14 @@ class Engine:
         Ones and zeros, as the sweeps take them.
     output : int
         Address of the output layer's tile function.
+    counter : ndarray
+        From which threads take work; its second number is not 0 from the moment that work is cancelled.
     """
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         self.constants = plan.constants()
-        self._counter = np.zeros(2, np.int64)  # the second is not 0 from the moment that work is cancelled
+        self.counter = np.zeros(2, np.int64)
         self._nothing = np.zeros((1, 0), plan.dtype)
         self._make_ready()
 
@@ -107,7 +109,7 @@ class Engine:
 
     def cancel(self) -> None:
         """Make what is under way on another thread end at once; no result is of use from here on."""
-        self._counter[1] = 1
+        self.counter[1] = 1
 
     @property
     def _workers(self) -> int:
@@ -160,7 +162,7 @@ class Engine:
         by_rows, strip = plan.cut.by_rows, plan.cut.strip_panels
         total = np.zeros(plan.n_units)
         for part in parts:
-            if self._counter[1] != 0:
+            if self.counter[1] != 0:
                 break
             memory, _, workers = self._memory(part)
             arguments = self.network(theta), self._tiling(part)
@@ -170,7 +172,7 @@ class Engine:
                 where = (0, part.n_panels, part.piece_strips, part.fresh)
                 launch(
                     sweeps.forward_sweep, *arguments, where, memory, part.data.X, part.data.weights, some,
-                    self._counter, workers=workers,
+                    self.counter, workers=workers,
                 )  # fmt: skip
                 if part.last:
                     total = sums.sum(axis=0)
@@ -182,7 +184,7 @@ class Engine:
                 some = sums[: -(-(end - begin) // (CHUNK * strip))]
                 launch(
                     sweeps.forward_sweep, *arguments, (begin, end, CHUNK, True), memory, part.data.X,
-                    part.data.weights, some, self._counter, workers=workers,
+                    part.data.weights, some, self.counter, workers=workers,
                 )  # fmt: skip
                 for row in some:  # one after the other, wherever a part ends
                     total += row
@@ -218,13 +220,13 @@ class Engine:
         plan = self.plan
         loss = l1 = term = 0.0
         for part in parts:
-            if self._counter[1] != 0:
+            if self.counter[1] != 0:
                 break
             kept, rest, workers = self._memory(part)
             memory = (*kept, *rest)
             work: tuple[Any, ...] = (memory, tuple(part.data), self.output, penalties)
             losses = self._array("losses", (self._n_losses(part.n_panels), 2))
-            end = (self._counter, scale, decay, gradient)
+            end = (self.counter, scale, decay, gradient)
             sweep = (self.network(theta), self._tiling(part))
             if plan.cut.by_rows:
                 where: tuple[Any, ...] = (part.fresh, part.last, loss, l1)

@@ -125,7 +125,10 @@ class FullBatch:
         self._loop.n_hessian_products += 1
         with np.errstate(over="ignore"):
             rounded = (np.asarray(array, dtype=self._dtype) for array in (theta, v))
-            return np.asarray(self._objective.hessian_vector_product(*rounded), dtype=np.float64)
+            product = self._objective.hessian_vector_product(*rounded)
+        if self._loop.cancelled:
+            self._loop.look()
+        return np.asarray(product, dtype=np.float64)
 
     def first_failure(self, theta: NDArray[np.float64]) -> str | None:
         """Say what is infinite or NaN first at theta, in the order of computation; None where nothing is."""

@@ -12,11 +12,11 @@ from numba.core.ccallback import CFunc
 from numpy.typing import NDArray
 
 from mlpkit.activations.record import curvature_tile, forward_tile, tangent_tile
+from mlpkit.engine import Engine
 from mlpkit.kernels import second_order
 from mlpkit.kernels.jit import get_num_threads, launch
 from mlpkit.kernels.tiles import aligned_empty, cut
 from mlpkit.losses.record import output_curvature_tile
-from mlpkit.plan import Plan
 from mlpkit.weights import Packed
 
 __all__ = ["HessianProducts"]
@@ -32,12 +32,8 @@ class HessianProducts:
 
     Parameters
     ----------
-    plan : Plan
-        The objective's own, with a loss.
-    table : ndarray
-        Its ``plan.rows()``.
-    constants : ndarray
-        Its ``plan.constants()``.
+    engine : Engine
+        The objective's own, which can be told to cancel what is under way.
 
     Attributes
     ----------
@@ -45,12 +41,11 @@ class HessianProducts:
         Bytes that are held after the first product with the present number of threads.
     """
 
-    def __init__(self, plan: Plan, table: NDArray[np.int64], constants: NDArray[Any]) -> None:
+    def __init__(self, engine: Engine) -> None:
+        plan = self._plan = engine.plan
         assert plan.loss is not None
         dtype, top = plan.dtype, len(plan.dense) - 1
-        self._plan = plan
-        self._table = table
-        self._constants = constants
+        self._table, self._constants, self._counter = engine.table, engine.constants, engine.counter
         self._functions = np.zeros((top + 1, second_order.FUNCTION_COLUMNS), np.int64)
         for row, layer in zip(self._functions, plan.dense, strict=True):
             row[second_order.FORWARD] = _address(forward_tile(layer.activation, dtype, False))
@@ -65,7 +60,6 @@ class HessianProducts:
         self._cut = cut(plan.cut.n_panels * plan.lanes, dtype, live, self._rows, plan.n_parameters)
         self._sums, self._rates = (np.zeros((self._cut.n_pieces, plan.n_units)) for _ in range(2))
         self._terms = (np.zeros(plan.n_units, dtype), np.zeros(plan.n_units, dtype))
-        self._counter = np.zeros(1, np.int64)
         n_products = 0 if self._cut.by_rows else self._cut.n_pieces
         self._products = aligned_empty(n_products * plan.n_parameters, dtype).reshape(n_products, plan.n_parameters)
         self._held = np.empty((0, 0), dtype)

@@ -158,9 +158,7 @@ class MiniBatches:
             _zeros(workers * steps.BLOCK_ROWS * stripes * lanes, dtype).reshape(workers, -1),
         )  # fmt: skip
         self._network = (plan.rows(), plan.n_kept, self.theta, plan.constants())
-        stride = (
-            panels * lanes + lanes // BATCH_VECTORS
-        )  # never a power of two, which would crowd into a few cache lines
+        stride = panels * lanes + lanes // BATCH_VECTORS  # powers of two would crowd into a few lines of the cache
         places, length = layout_places(self._network[0], panels * lanes, stride, lanes)
         self._layout = (places, _zeros(length, dtype), stride, panels * lanes, lanes)
         self._output = plan.output_address()
@@ -184,7 +182,9 @@ class MiniBatches:
         )  # fmt: skip
         # Beside the arrays themselves, the search for a step that fails remembers them twice.
         copied = 3 * sum(array.nbytes for array in self._arrays)
-        self._engine_bytes = copied + sum(array.nbytes for array in (*self._tiles, *self._memory, self._layout[1], *self._work))
+        self._engine_bytes = copied + sum(
+            array.nbytes for array in (*self._tiles, *self._memory, self._layout[1], *self._work)
+        )
 
     def run_epoch(
         self, look: Callable[[], None] = lambda: None, most: Callable[[], int] = lambda: sys.maxsize

@@ -217,7 +217,7 @@ class Objective(BaseObjective):
         point, direction = (a.copy() if np.may_share_memory(a, product) else a for a in (point, direction))
         with self._exclusive:
             if self._hessian is None:
-                self._hessian = HessianProducts(self._plan, self._engine.table, self._engine.constants)
+                self._hessian = HessianProducts(self._engine)
             weights = (self._total_weight, self._decay, self._strengths)
             self._hessian.product(point, direction, data, *weights, self._steepest, product)
         return product

@@ -15,6 +15,7 @@ from strategies import Case, cases
 
 import mlpkit
 from mlpkit.errors import InvalidArgumentError
+from mlpkit.layers import parameter_blocks
 
 # Second derivatives are sums of twice as many terms as the gradient's, which partly cancel.
 TOLERANCE = {"float64": 1e-10, "float32": 1e-4}
@@ -255,3 +256,19 @@ def test_a_users_activation_gets_its_second_derivative_from_dual_numbers():
     ends = [objective.value_and_gradient(net.theta + s * h * v)[1] for s in (1, -1)]
     found = objective.hessian_vector_product(net.theta, v)
     assert reference.relative_error(found, (ends[0] - ends[1]) / (2 * h)) < 1e-8
+
+
+def test_a_product_that_is_cancelled_leaves_the_data_alone():
+    """Ctrl-C is not to wait for it: what is left then is what needs no data, weight decay."""
+    net = mlpkit.MLP([mlpkit.Input(64), mlpkit.Dense(600, "tanh"), mlpkit.Dense(1)], weight_decay=0.5, seed=0)
+    rng = np.random.default_rng(0)
+    objective = mlpkit.Objective(net, rng.normal(size=(500, 64)), rng.normal(size=500))
+    v = rng.normal(size=net.theta.size)
+    whole = objective.hessian_vector_product(net.theta, v)
+    objective.cancel()
+    product = objective.hessian_vector_product(net.theta, v)
+    weights = np.zeros(v.size, bool)
+    for block in parameter_blocks(net.layers):
+        weights[block.W : block.b] = True
+    assert np.array_equal(product, np.where(weights, 0.5 * v, 0))
+    assert not np.array_equal(product, whole)

@@ -208,7 +208,7 @@ def _mean_worker(network, n_forward, tiling, piece_strips, memory, X, weights, s
     n_panels, strip, capacity, n_lanes = tiling
     while True:
         piece = claim(counter)
-        if piece >= sums.shape[0]:
+        if piece >= sums.shape[0] or counter[1] != 0:
             break
         sums[piece] = 0
         rates[piece] = 0
@@ -250,7 +250,7 @@ def _piece_worker(network, tiling, piece_strips, memory, data, output, terms, pr
     section = (at(memory, worker * memory.shape[1]), strip, 0)
     while True:
         piece = claim(counter)
-        if piece >= products.shape[0]:
+        if piece >= products.shape[0] or counter[1] != 0:
             break
         products[piece] = 0
         product = at(products, piece * products.shape[1])
@@ -293,7 +293,7 @@ def _strip_worker(network, tiling, begin, memory, data, output, terms, counter):
     end = min(begin + capacity, n_panels)
     while True:
         first = begin + claim(counter) * strip
-        if first >= end:
+        if first >= end or counter[1] != 0:
             break
         section = (at(memory, 0), capacity, first - begin)
         _through(network, output, terms, data, first, section, min(strip, end - first), n_lanes)
@@ -316,7 +316,7 @@ def _row_worker(network, tiling, begin, memory, X, product, counter, n_workers):
         rows = max(1, work // (6 * n_workers * cost))
         rows = min((rows + 5) // 6 * 6, 96)
         for j in range(0, plan[layer, N_OUT], rows):
-            if block == mine:
+            if block == mine and counter[1] == 0:
                 end = min(j + rows, plan[layer, N_OUT])
                 _add_rows(network, layer, j, end, x, section, at(product, 0), panels, n_lanes)
                 mine = claim(counter)
@@ -330,6 +330,8 @@ def _product_by_rows(network, tiling, memory, data, output, terms, counter, scal
         product[worker * n // n_workers : (worker + 1) * n // n_workers] = 0
     n_panels, _, capacity, _ = tiling
     for begin in range(0, n_panels, capacity):
+        if counter[1] != 0:
+            break
         counter[0] = 0
         for _worker in prange(n_workers):
             _strip_worker(network, tiling, begin, memory, data, output, terms, counter)

@@ -20,8 +20,8 @@ Arguments travel in groups, those of strips.py and:
     batch     (size, n_lanes): examples in a batch, and in a panel
     tiles     (X, Y, weights, elements, hashes): panels for one batch, Y empty for an autoencoder; hashes (uint32) has a
               row of n_lanes for each worker
-    memory    (kept, span, scratch, blocks): sections for one batch; scratch, and blocks of the gradient as stripes, have
-              a row for each worker
+    memory    (kept, span, scratch, blocks): sections for one batch; scratch, and blocks of the gradient as stripes,
+              have a row for each worker
     layout    the factors of the gradient, see batch_gradient.py
     penalties (slopes, strengths, sparse, numbers, running, steepest): as in strips.py, and for each penalty on means a
               row (first unit, units, address or 0 for KL) and a row (rho, beta, offset, slope of the map to [0, 1]);
