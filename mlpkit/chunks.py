@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlpkit.data import Data
+from mlpkit.kernels.file_rows import can_read, read_and_pack
 from mlpkit.kernels.tiles import Cut, aligned_empty, pack
 from mlpkit.sources import Rows
 from mlpkit.weights import Packed
@@ -90,43 +91,71 @@ def empty_chunk(data: Data, panels: int, n_lanes: int, dtype: Any) -> Packed:
     return Packed(X, Y if n_out else X, w, elements)
 
 
-def filling(data: Data, chunk: Chunk, into: Packed, n_lanes: int) -> list[Callable[[], None]]:
-    """Return what must be done to read and pack a chunk: functions that may run in any order, on any threads.
+def filling(data: Data, chunk: Chunk, into: Packed, n_lanes: int, *, alone: bool) -> list[Callable[[], None]]:
+    """Return what must be done to read and pack a chunk: functions that may run in any order.
 
-    Lanes without an example repeat the last one, with weight 0.
+    Lanes without an example repeat the last one, with weight 0. `alone`: each on a thread of its own, beside kernels;
+    otherwise one after another, and each on all of the engine's threads.
     """
-    m, place, tasks = data.n_examples, 0, list[Callable[[], None]]()
+    m, tasks = data.n_examples, list[Callable[[], None]]()
     inputs, targets, elements = data.columns()
-    columns: Sequence[tuple[Rows | None, NDArray[Any]]] = (
-        (inputs, into.X),
-        (targets, into.Y),
-        (elements, into.elements),
-    )
+    for rows, panels in ((inputs, into.X), (targets, into.Y)):
+        if rows is not None:
+            each = _packing(data, rows, panels, chunk, n_lanes, alone)
+            whole = None if alone or data.used is not None else rows.place()
+            tasks += each if whole is None else [partial(_read, rows, *whole, chunk, panels, n_lanes, each)]
+    if elements is not None:
+        tasks += _packing(data, elements, into.elements, chunk, n_lanes, alone, clear=True)
+    place = 0
     for first, stop in chunk.runs:
         begin, end = first * n_lanes, min(stop * n_lanes, m)
         start, n = place * n_lanes, end - begin
         place += stop - first
-        for rows, panels in columns:
-            if rows is not None:
-                width = rows.shape[1]
-                step = max(1, _BLOCK_BYTES // (width * rows.dtype.itemsize * n_lanes)) * n_lanes
-                for at in range(begin, end, step):
-                    target = panels[(start + at - begin) * width :]
-                    # The lanes of masked targets that have no example.
-                    empty = stop * n_lanes - end if rows is elements and at + step >= end else 0
-                    tasks.append(partial(_pack, rows, data.used, at, min(at + step, end), target, n_lanes, empty))
         into.weights[start : start + n] = data.weights(begin, end)
         into.weights[start + n : place * n_lanes] = 0
     return tasks
 
 
+def _packing(
+    data: Data, rows: Rows, panels: NDArray[Any], chunk: Chunk, n_lanes: int, alone: bool, clear: bool = False
+) -> list[Callable[[], None]]:
+    """Return how a chunk's part of some rows is packed, by blocks; `clear`: lanes without an example become 0."""
+    tasks, place, width = list[Callable[[], None]](), 0, rows.shape[1]
+    step = max(1, _BLOCK_BYTES // (width * rows.dtype.itemsize * n_lanes)) * n_lanes
+    for first, stop in chunk.runs:
+        begin, end = first * n_lanes, min(stop * n_lanes, data.n_examples)
+        for at in range(begin, end, step):
+            target = panels[(place * n_lanes + at - begin) * width :]
+            empty = stop * n_lanes - end if clear and at + step >= end else 0
+            tasks.append(partial(_pack, rows, data.used, at, min(at + step, end), target, n_lanes, empty, alone))
+        place += stop - first
+    return tasks
+
+
 def _pack(
-    rows: Rows, used: NDArray[np.intp] | None, begin: int, end: int, panels: NDArray[Any], n_lanes: int, empty: int
-) -> None:
+    rows: Rows, used: NDArray[np.intp] | None, begin: int, end: int, panels: NDArray[Any], n_lanes: int, empty: int,
+    alone: bool,
+) -> None:  # fmt: skip
     """Pack examples begin to end - 1; begin is the first of a panel. The last `empty` lanes become 0."""
     block = rows.take(slice(begin, end) if used is None else used[begin:end])
-    pack(block, panels, serial=True)
+    pack(block, panels, serial=alone)
     if empty:
         width = rows.shape[1]
         size = -(-(end - begin) // n_lanes) * n_lanes * width
         panels[size - n_lanes * width : size].reshape(width, n_lanes)[:, n_lanes - empty :] = 0
+
+
+def _read(
+    rows: Rows, file: int, offset: int, chunk: Chunk, panels: NDArray[Any], n_lanes: int,
+    otherwise: Sequence[Callable[[], None]],
+) -> None:  # fmt: skip
+    """Read and pack a chunk's part of a file's rows in one go, or as usual where that fails: errors are told there."""
+    m, width = rows.shape
+    runs, place = [], 0
+    for first, stop in chunk.runs:
+        begin = first * n_lanes
+        runs.append((offset + begin * width * rows.dtype.itemsize, min(stop * n_lanes, m) - begin, place))
+        place += stop - first
+    if not (can_read() and read_and_pack(file, runs, width, panels)):
+        for task in otherwise:
+            task()

@@ -2,9 +2,10 @@
 
 The second is the notes' second way taken to data that memory does not hold: one scan for rho_hat (only if a layer has a
 penalty on it), one for the loss and the gradient. The system is asked to read the next chunk of a .npy file while
-kernels compute, and all threads pack it when its turn comes; what other files, datasets and objects hold is read and
-packed ahead by a thread of its own, which must decompress or call the owner's code. What memory is left goes to
-activations that are kept from the first scan to the second, then to chunks that stay packed.
+kernels compute, and the engine's threads pack it when its turn comes (others would wait for a core, on which one of the
+engine's looks out for its next work); what other files, datasets and objects hold is read and packed ahead by a thread
+of its own, which must decompress or call the owner's code. What memory is left goes to activations that are kept from
+the first scan to the second, then to chunks that stay packed.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ __all__ = ["InMemory", "OutOfCore", "Reading", "Store"]
 
 _LARGEST_CHUNK = 8 << 20  # so that what is packed is still in the cache that cores share when kernels come to it
 _LARGE_CHUNK = 4 << 20  # beyond it a chunk gains little, and memory is better used for what is kept
+_CHUNKS_AHEAD = 3  # that the system is asked to read: so many that its disk always has something to do
 _RUN_BYTES = 1 << 20  # read in one go, where a chunk is large enough
 
 
@@ -215,13 +217,13 @@ class OutOfCore:
         if not self._buffers:
             self._buffers = [self._empty() for _ in range(self._n_buffers)]
         threads = get_num_threads()
-        # Packing what the system has read keeps all threads busy; reading otherwise is for one that kernels leave over.
-        with Readers(threads - 1 if self._system_reads else max(1, threads // 4)) as readers:
+        with Readers(0 if self._system_reads else max(1, threads // 4)) as readers:
             coming = self._begin(0, readers)
             for i, chunk in enumerate(self._chunks):
                 packed = self._end(i, *coming)
-                if not chunk.last and self._system_reads:
-                    self._read_ahead(i + 1)
+                if self._system_reads:
+                    for j in range(1 if i == 0 else i + _CHUNKS_AHEAD, i + 1 + _CHUNKS_AHEAD):
+                        self._read_ahead(j)
                 elif not chunk.last:
                     coming = self._begin(i + 1, readers)
                 yield self._part(i, chunk, packed)
@@ -230,7 +232,9 @@ class OutOfCore:
         self._check_unchanged()
 
     def _read_ahead(self, i: int) -> None:
-        """Ask the system to read the rows of a chunk."""
+        """Ask the system to read the rows of a chunk, if there is such a one, and it is not held."""
+        if i in self._held or i >= len(self._chunks):
+            return
         lanes, used = self._plan.lanes, self._data.used
         for first, stop in self._chunks[i].runs:
             begin, end = first * lanes, min(stop * lanes, self._data.n_examples)
@@ -247,7 +251,8 @@ class OutOfCore:
         if i in self._held:
             return self._held[i], None
         into = self._empty() if i < self._n_held else self._buffers[i % self._n_buffers]
-        return into, readers.start(filling(self._data, self._chunks[i], into, self._plan.lanes))
+        tasks = filling(self._data, self._chunks[i], into, self._plan.lanes, alone=not self._system_reads)
+        return into, readers.start(tasks)
 
     def _end(self, i: int, packed: Packed, job: Job | None) -> Packed:
         if job is not None:

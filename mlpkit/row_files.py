@@ -128,6 +128,10 @@ class RowSource:
         """Have the system read rows soon, if it can be asked to; False if not."""
         return False
 
+    def place(self) -> tuple[int, int] | None:
+        """Return an open file's descriptor and where in it the rows begin, one after another; None if they do not."""
+        return None
+
     def check_unchanged(self) -> None:
         """Raise an error if the file is not the one that was opened, or has been written to."""
         if self._path is None:
@@ -179,6 +183,10 @@ class _NpyRows(RowSource):
         place, size = self._offset + begin * self.row_bytes, (end - begin) * self.row_bytes
         os.posix_fadvise(self._opened().fileno(), place, size, os.POSIX_FADV_WILLNEED)
         return True
+
+    def place(self) -> tuple[int, int] | None:
+        """Return an open file's descriptor and where in it the rows begin, one after another."""
+        return self._opened().fileno(), self._offset
 
     def _read_into(self, buffer: memoryview, place: int) -> int:
         file = self._opened()

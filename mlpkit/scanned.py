@@ -38,6 +38,11 @@ class ScannedRows(Rows):
         self.mask = mask
         self._found: tuple[float, float] | None = None
 
+    def place(self) -> tuple[int, int] | None:
+        """Return an open file's descriptor and where in it rows of the dtype begin; None if they are not there."""
+        as_they_are = type(self) is ScannedRows and self.mask is None and self.source.dtype == self.dtype
+        return self.source.place() if as_they_are else None
+
     def take(self, which: slice | NDArray[np.intp]) -> NDArray[Any]:
         """Return some rows as a C-contiguous matrix of the dtype; numbers of rows must ascend."""
         with np.errstate(over="ignore"):

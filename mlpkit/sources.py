@@ -71,6 +71,10 @@ class Rows:
         values = self._array if type(self) is Rows and self.mask is None else None
         return values is not None and values.dtype == self.dtype and values.flags.c_contiguous
 
+    def place(self) -> tuple[int, int] | None:
+        """Return an open file's descriptor and where in it rows of the dtype begin; None if they are not there."""
+        return None
+
     def take(self, which: slice | NDArray[np.intp]) -> NDArray[Any]:
         """Return some rows as a C-contiguous matrix of the dtype, without a copy where the data is just that."""
         with np.errstate(over="ignore"):
