@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import reference
 import reference_steps
+from dropping import drop
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from strategies import Case, cases, user_penalty
@@ -89,8 +90,9 @@ def assert_trains_as_the_twin(case, optimizer, dtype="float64", noise=None, leas
     assert len(result.history) == optimizer.max_epochs
     for found, record in zip(result.history, twin.records, strict=True):
         for name, value in record.items():
-            # Little is left of KL, a difference, where rho_hat is near rho, nor of a gradient whose parts cancel.
-            scale = max(abs(value), {"sparsity": found.cost, "gradient_norm": 0.01}.get(name, 0.0))
+            # Little is left of KL, a difference, where rho_hat is near rho, nor of a gradient whose parts cancel; and
+            # J may be nothing but such a KL.
+            scale = max(abs(value), {"sparsity": max(found.cost, 0.01), "gradient_norm": 0.01}.get(name, 0.0))
             assert abs(found[name] - value) <= 10 * TOLERANCE[dtype] * scale, name
     return twin
 
@@ -184,15 +186,17 @@ FEW = {"activations": ("tanh", "sigmoid", "softmax", "identity"), "losses": ("sq
 
 
 @st.composite
-def optimizers(draw, m, means):
-    """Draw an optimiser with any of its options; `means` says whether there is a penalty on mean activations.
+def optimizers(draw, m, layers):
+    """Draw an optimiser with any of its options, for `m` examples and these layers.
 
     Epsilon is large: what is divided by nearly nothing where a gradient all but vanishes has no digits that are right.
     """
     rule = RULES[draw(st.sampled_from(sorted(RULES)))]
     if hasattr(rule, "epsilon"):
-        rule = replace(rule, epsilon=0.01)
-    rate = rule.learning_rate
+        rule = replace(rule, epsilon=0.1)
+    # What is kept of a layer is divided by 1 - p, and the curvature in the weights above by its square: with steps as
+    # long as ever, some trainings diverge.
+    rate = rule.learning_rate * min((1 - layer.dropout) ** 2 for layer in layers)
     rates = (
         rate,
         schedules.StepSchedule(rate, factor=0.5, every=0.4),
@@ -209,21 +213,9 @@ def optimizers(draw, m, means):
         shuffle=draw(st.booleans()),
         clip_norm=draw(st.sampled_from((None, 0.5))),
         clip_value=draw(st.sampled_from((None, 0.05))),
-        rho_hat_momentum=draw(st.sampled_from((None, 0.0, 0.9))) if means else None,
+        rho_hat_momentum=draw(st.sampled_from((None, 0.0, 0.9))) if any(f.mean_penalties for f in layers) else None,
         seed=draw(st.sampled_from((None, 5))),
     )
-
-
-def drop(draw, case):
-    """Give some layers of a case dropout."""
-    layers = list(case.net.layers)
-    for k, layer in enumerate(layers[1:-1], start=1):
-        if layer.sparsity is None and draw(st.booleans()):
-            kept = {name: getattr(layer, name) for name in ("weight_decay", "bias", "tied_to")}
-            layers[k] = Dense(layer.units, layer.activation, dropout=draw(st.sampled_from((0.1, 0.5, 0.9))), **kept)
-    net = mlpkit.MLP(layers, loss=case.net.loss, weight_decay=case.net.weight_decay, dtype=case.net.dtype, seed=3)
-    net.theta = case.net.theta
-    case.net = net
 
 
 # An L1 penalty has a kink at a = 0, which rounding in float32 may cross on the way.
@@ -240,8 +232,13 @@ def test_any_configuration_equals_the_twin(classes, dtype, penalties, data):
     )
     assume(case.mask is None or case.mask.any())
     drop(data.draw, case)
-    means = any(layer.mean_penalties for layer in case.net.layers[1:])
-    optimizer = data.draw(optimizers(len(case.X), means))
+    optimizer = data.draw(optimizers(len(case.X), case.net.layers[1:]))
+    if dtype == "float32":
+        # Where a batch's gradient all but cancels, no arithmetic gives its leading digits; the twin itself tells.
+        exact, rough = (
+            reference_steps.Training(case.net, *case.arguments[2:], optimizer, dtype=d).run(2) for d in "df"
+        )
+        assume(max(reference.layer_errors(case.twin, rough, exact)) < 2e-6)
     assert_trains_as_the_twin(case, optimizer, dtype, least=0.0)
 
 
