@@ -61,8 +61,8 @@ class Stochastic:
     clip_value : float, optional
         The most that each number of g may be in size; it is clipped, before the norm is taken.
     rho_hat_momentum : float, optional
-        How mean activations are estimated: see `mlpkit.stochastic`. None, or from 0 to below 1. Where no layer has a
-        penalty on them there is nothing to estimate, and it makes no difference.
+        How mean activations are estimated: see `mlpkit.stochastic`. None, or from 0 to below 1. Refused by `fit` where
+        no layer has a penalty on them, since there is nothing to estimate.
     seed : int, optional
         Where orders and dropout are drawn from; None takes the network's seed.
     """

@@ -191,7 +191,9 @@ def _panel_lanes(typingctx, x):
 
 
 _affine_wide, _onto_wide = _make_affine(VECTORS), _make_affine(VECTORS, onto=1)
-_affine_batch, _onto_batch = _make_affine(BATCH_VECTORS), _make_affine(BATCH_VECTORS, onto=1)
+_affine_batch, _onto_batch = _affine_wide, _onto_wide
+if BATCH_VECTORS < VECTORS:
+    _affine_batch, _onto_batch = _make_affine(BATCH_VECTORS), _make_affine(BATCH_VECTORS, onto=1)
 _affine_narrow = _make_affine(1)
 
 

@@ -215,6 +215,7 @@ def _update_block(job, step, begin, stop, block, worker, n_workers):
 
 @kernel(inlined=True)
 def _update_rows(job, step, start, stop, layer, begin, end, worker):
+    """Find rows begin to end - 1 of a layer's gradient for the batch order[start:stop]; update what they belong to."""
     network, order, memory, layout, update, work = job[0], job[2], job[5], job[6], job[10], job[11]
     plan, theta = network[0], network[2]
     size, count = job[3][0], stop - start
@@ -236,10 +237,10 @@ def _update_rows(job, step, start, stop, layer, begin, end, worker):
     added = zero if kind == ADAMW else decay[layer]
     group = _group_rows(n_in)
     for j in range(begin, end, group):
-        unit, stop = plan[layer, U] + j, min(j + group, end)
-        squares[unit] = finish_gradient(theta, gradient, w + j * n_in, w + stop * n_in, scale, added, largest)
+        unit, last = plan[layer, U] + j, min(j + group, end)
+        squares[unit] = finish_gradient(theta, gradient, w + j * n_in, w + last * n_in, scale, added, largest)
         if b >= 0:
-            squares[n_units + unit] = finish_gradient(theta, gradient, b + j, b + stop, scale, zero, largest)
+            squares[n_units + unit] = finish_gradient(theta, gradient, b + j, b + last, scale, zero, largest)
     if not settings[3] > 0:
         update_parameters(theta, gradient, w + begin * n_in, w + end * n_in, update, step, decay[layer], one)
         if b >= 0:
