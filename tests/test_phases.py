@@ -15,7 +15,7 @@ from mlpkit.kernels.phases import finish, release, take, wait, yield_address
 
 @kernel
 def _work(tickets, yielding, n_phases, n_items, worker, n_workers, done, seen):
-    """Count each item in `done`; note how many of the phase before were done when an item began, and at its end once."""
+    """Count each item in `done`; note whether the phase before was done when it began, and who sees a phase end."""
     for phase in range(n_phases):
         while True:
             item = take(tickets, phase, n_items, worker, n_workers)
