@@ -112,7 +112,8 @@ class StochasticTraining:
                             f"may help)"
                         )
                     # One after the other, so that the sums do not depend on where slices end.
-                    totals = np.add.accumulate(np.concatenate([totals, part.sums]))[-1:]
+                    with np.errstate(over="ignore"):  # which is told at the epoch's end
+                        totals = np.add.accumulate(np.concatenate([totals, part.sums]))[-1:]
                     steps, examples, norm = steps + part.n_steps, examples + part.n_examples, part.gradient_norm
                     if steps < batches.steps_an_epoch:
                         loop.look()

@@ -34,8 +34,9 @@ def kernels(element):
     p, n = types.CPointer(element), types.intp
     affine = (p, n, n, n, n, p, p, n, p, p, n, n)
     return {
-        "affine": (simd.affine, affine),
-        "affine_narrow": (simd.affine_narrow, affine),
+        "affine": (simd._affine_wide, affine),
+        "affine_batch": (simd._affine_batch, affine),
+        "affine_narrow": (simd._affine_narrow, affine),
         "accumulate_outer": (simd.accumulate_outer, (p, n, n, p, n, n, p, n, n, n)),
         **{name: (loop_over(getattr(vmath, name)), (p, n)) for name in vmath.__all__},
     }

@@ -193,7 +193,7 @@ def test_no_limit_changes_a_bit(tmp_path):
     Y = X[:, :5]
     paths = saved(tmp_path, "npy", X=X, Y=Y)
     net = network()
-    optimizer = Adam(batch_size=500, max_epochs=1, shuffle=BlockShuffle(block=500, window=8))
+    optimizer = Adam(batch_size=500, max_epochs=1, shuffle=BlockShuffle(block=500, window=7))
     expected = trained(net, X, Y, optimizer)
     for limit in (None, "1GB", "4MB"):
         assert trained(net, *paths, optimizer, memory_limit=limit) == expected
@@ -244,7 +244,7 @@ def status(name):
     with open("/proc/self/status") as file:
         return next(int(line.split()[1]) * 1024 for line in file if line.startswith(name))
 net = mlpkit.MLP([mlpkit.Input(1024), mlpkit.Dense(8, "tanh"), mlpkit.Dense(1024, "identity")], seed=0, dtype="float32")
-shuffle = {"blocks": mlpkit.BlockShuffle(block=128, window=10), "order": False}[sys.argv[3]]
+shuffle = {"blocks": mlpkit.BlockShuffle(block=128, window=9), "order": False}[sys.argv[3]]
 optimizer = mlpkit.Adam(batch_size=100, max_epochs=2, shuffle=shuffle)
 small = np.zeros((200, 1024), "f4")
 net.fit(small, small, optimizer)  # loads the kernels, starts the threads

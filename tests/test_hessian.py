@@ -260,7 +260,9 @@ def test_a_users_activation_gets_its_second_derivative_from_dual_numbers():
 
 def test_a_product_that_is_cancelled_leaves_the_data_alone():
     """Ctrl-C is not to wait for it: what is left then is what needs no data, weight decay."""
-    net = mlpkit.MLP([mlpkit.Input(64), mlpkit.Dense(600, "tanh"), mlpkit.Dense(1)], weight_decay=0.5, seed=0)
+    net = mlpkit.MLP(
+        [mlpkit.Input(64), mlpkit.Dense(600, "tanh"), mlpkit.Dense(1, "identity")], weight_decay=0.5, seed=0
+    )
     rng = np.random.default_rng(0)
     objective = mlpkit.Objective(net, rng.normal(size=(500, 64)), rng.normal(size=500))
     v = rng.normal(size=net.theta.size)

@@ -232,7 +232,7 @@ def test_memory_stays_within_the_limit(tmp_path, by_rows, limit):
     np.save(tmp_path / "Y.npy", case.Y)
     files = tmp_path / "X.npy", tmp_path / "Y.npy"
     with summed(by_rows):
-        case.objective(memory_limit=limit).terms(case.net.theta)  # compiles
+        mlpkit.Objective(case.net, *files, memory_limit=limit).terms(case.net.theta)  # compiles
         tracemalloc.start()
         try:
             objective = mlpkit.Objective(case.net, *files, memory_limit=limit)

@@ -45,7 +45,7 @@ PROCESSORS = {
         X86, "skylake-avx512", "+avx512f", r"vfn?m(add|sub)\d+p[ds]\s.*%[yz]mm", r"v.*\(%rsp\)", r"call"
     ),
 }
-MATRIX = ("affine", "affine_narrow", "accumulate_outer")
+MATRIX = ("affine", "affine_batch", "affine_narrow", "accumulate_outer")
 ELEMENTWISE = tuple(vmath.__all__)
 DTYPES = ("float64", "float32")
 
