@@ -45,10 +45,12 @@ def interruptible(cancel: Callable[[], None]) -> Iterator[Interrupt]:
     Examples
     --------
     >>> import os
+    >>> before = signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background it may be ignored
     >>> with interruptible(lambda: None) as interrupt:
     ...     os.kill(os.getpid(), signal.SIGINT)
     ...     interrupt.pending
     True
+    >>> before = signal.signal(signal.SIGINT, before)
     """
     interrupt = Interrupt()
     if (
