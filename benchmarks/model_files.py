@@ -108,7 +108,7 @@ def main():
             path.unlink()
             seconds["save"].append(timed(net.save, path)[0])
             seconds["save over"].append(timed(net.save, path)[0])
-            mlpkit.load(path)  # the copy's source, too, has been read since it was written: the system then reads faster
+            mlpkit.load(path)  # the copy's source, too, has been read since it was written, and is read faster
             took, back = timed(mlpkit.load, path)
             seconds["load"].append(took)
             del back
