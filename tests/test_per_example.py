@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import tracemalloc
 
-import numba
 import numpy as np
 import pytest
 import reference
 import reference_derivatives
+from cases import DTYPES, THREADS, TOLERANCE, threads
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import Case, cases
@@ -18,21 +17,7 @@ import mlpkit
 from mlpkit.errors import InvalidArgumentError
 from mlpkit.layers import parameter_blocks
 
-TOLERANCE = {"float64": 1e-12, "float32": 1e-5}
-DTYPES = pytest.mark.parametrize("dtype", ["float64", "float32"])
-THREADS = [n for n in (1, 2, 4) if n <= numba.config.NUMBA_NUM_THREADS]
 EVERYTHING = {"penalties": "all", "tied": True, "masked": True}
-
-
-@contextlib.contextmanager
-def threads(n):
-    """Use `n` threads inside the block."""
-    before = mlpkit.get_num_threads()
-    mlpkit.set_num_threads(n)
-    try:
-        yield
-    finally:
-        mlpkit.set_num_threads(before)
 
 
 def random_case(m, sizes=(20, 15, 9), dtype="float64", sample_weight=None, **options):
