@@ -82,6 +82,7 @@ class Course:
 
 COURSES = {
     "classifier 784-100-10, batch 200": Course((784, 100, 10), "relu", "softmax", "cross_entropy", 200),
+    "standardized classifier 784-100-10, batch 200": Course((784, 100, 10), "relu", "softmax", "cross_entropy", 200),
     "autoencoder 64-25-64, batch 32": Course((64, 25, 64), "sigmoid", "sigmoid", "squared_error", 32),
 }
 

@@ -23,56 +23,27 @@ from mlpkit.divergence import first_failure
 from mlpkit.errors import InvalidArgumentError
 from mlpkit.kernels import steps
 from mlpkit.kernels.batch_gradient import layout_places
-from mlpkit.kernels.jit import MOST_THREADS, get_num_threads, launch
+from mlpkit.kernels.jit import MOST_THREADS, launch
 from mlpkit.kernels.phases import yield_address
 from mlpkit.kernels.simd import BATCH_VECTORS, batch_lanes
 from mlpkit.kernels.tiles import aligned_empty
 from mlpkit.mlp import MLP
 from mlpkit.objective import Objective
 from mlpkit.optimizer_state import StateReader
+from mlpkit.pace import Pace
 from mlpkit.penalties import KLSparsity
 from mlpkit.plan import Plan
 from mlpkit.row_windows import Window, choose_windows
 from mlpkit.schedules import rates_at
+from mlpkit.sparse_inputs import TurnedLayer, no_layer, zeros_pay
 from mlpkit.stochastic import Stochastic
 
 __all__ = ["MiniBatches", "Slice"]
 
-_SLICE_SECONDS = 0.05
-_SLICES_BETWEEN_TRIALS = 20
 _SECONDS_BETWEEN_COPIES = 0.5  # of the parameters, to go back to
 _SERIAL_WORK = 750_000  # multiplications in a step; below that, handing work to threads takes longer than doing it
 _STATE_VERSION = 1
 _YIELD = yield_address()
-
-
-class _Pace:
-    """Decides how many steps to take at once, on how many threads.
-
-    Threads meet several times a step, and where other programs keep the cores busy, each meeting waits for the last to
-    get one: then one thread is faster than many, by far. So both are timed, over and over. The bits are the same.
-    """
-
-    def __init__(self, most_workers: int) -> None:
-        self._most_workers = most_workers
-        self._seconds: dict[int, float] = {}
-        self._slices = 0
-
-    def next(self) -> tuple[int, int]:
-        """Return a number of threads, and of steps."""
-        choices = {1, min(get_num_threads(), self._most_workers)}
-        untried = choices - self._seconds.keys()
-        if untried:
-            return max(untried), 1
-        best = min(choices, key=self._seconds.__getitem__)
-        self._slices += 1
-        if self._slices % _SLICES_BETWEEN_TRIALS == 0:
-            best = min(choices - {best}, default=best)
-        return best, max(1, int(_SLICE_SECONDS / self._seconds[best]))
-
-    def took(self, workers: int, n_steps: int, seconds: float) -> None:
-        """Take note of a slice."""
-        self._seconds[workers] = seconds / n_steps
 
 
 class Slice(NamedTuple):
@@ -116,7 +87,7 @@ class MiniBatches:
         self.steps_an_epoch = -(-self._n // size)
         self.total_weight = data.total_weight
         self._plan = plan = Plan(net.layers, dtype, size, net.loss, dropout=True)
-        self.theta = net.theta.copy()
+        self._theta = net.theta.copy()
         first, second = optimizer.moments
         self._moments = tuple(np.zeros(plan.n_parameters if there else 0, dtype) for there in (first, second))
         self.epoch = self.step = 0
@@ -125,8 +96,9 @@ class MiniBatches:
         self._dropout_seed = int(self._generator.integers(1 << 62))
         self._running = np.zeros(plan.n_units + 1)
         self._running[-1] = -1.0 if optimizer.rho_hat_momentum is None else optimizer.rho_hat_momentum
-        self._arrays = (self.theta, *self._moments, self._running)
+        self._arrays = (self._theta, *self._moments, self._running)
         self._running_known = optimizer.rho_hat_momentum is None or not plan.sparse
+        self._skips = net.layers[0].noise is None and zeros_pay(data, plan)  # type: ignore[union-attr]
         self._prepare(data)
         self._rows = choose_windows(data, net, optimizer, limit, self._engine_bytes)
         self._window: Window
@@ -139,9 +111,10 @@ class MiniBatches:
         panels = -(-size // lanes)
         multiplications = 3 * size * sum(block.n_in * block.n_out for block in plan.blocks)
         workers = 1 if multiplications < _SERIAL_WORK else MOST_THREADS
-        self._pace = _Pace(workers)
+        self._pace = Pace(workers)
         n_in, n_out = plan.blocks[0].n_in, plan.blocks[-1].n_out
-        same = not data.widths[1] and self._net.layers[0].noise is None  # type: ignore[union-attr]
+        # Where zeros are skipped, no panels of inputs are made, which are targets of an autoencoder otherwise.
+        same = not data.widths[1] and self._net.layers[0].noise is None and not self._skips  # type: ignore[union-attr]
         masked = data.widths[2] > 0
         stripes = max(-(-block.n_in // lanes) for block in plan.blocks)
 
@@ -149,7 +122,7 @@ class MiniBatches:
             return _zeros(panels * lanes * n, dtype)
 
         self._tiles = (
-            panel(n_in), panel(0 if same else n_out), panel(1), panel(n_out if masked else 0),
+            panel(0 if self._skips else n_in), panel(0 if same else n_out), panel(1), panel(n_out if masked else 0),
             np.zeros((workers, lanes), np.uint32),
         )  # fmt: skip
         self._memory = (
@@ -157,10 +130,14 @@ class MiniBatches:
             _zeros(workers * plan.scratch_rows * lanes, dtype).reshape(workers, -1),
             _zeros(workers * steps.BLOCK_ROWS * stripes * lanes, dtype).reshape(workers, -1),
         )  # fmt: skip
-        self._network = (plan.rows(), plan.n_kept, self.theta, plan.constants())
+        self._network = (plan.rows(), plan.n_kept, self._theta, plan.constants())
         stride = panels * lanes + lanes // BATCH_VECTORS  # powers of two would crowd into a few lines of the cache
-        places, length = layout_places(self._network[0], panels * lanes, stride, lanes)
+        places, length = layout_places(self._network[0], panels * lanes, stride, lanes, skipping=self._skips)
         self._layout = (places, _zeros(length, dtype), stride, panels * lanes, lanes)
+        self._turned = None
+        if self._skips:
+            self._turned = TurnedLayer(plan, self._moments, stride, panels * lanes, lanes, workers)
+        self._skip = no_layer(dtype) if self._turned is None else self._turned.arrays
         self._output = plan.output_address()
         sparse, numbers = _penalty_tables(plan)
         self._penalties = (
@@ -178,12 +155,13 @@ class MiniBatches:
         self._scale = dtype.type(self._n / (size * self.total_weight))
         self._work = (
             np.zeros(plan.n_parameters, dtype), np.zeros((panels, 2)), np.zeros((panels, plan.n_units)),
-            np.zeros(plan.n_units), np.zeros(2 * plan.n_units),
+            np.zeros(plan.n_units),
+            np.zeros(2 * plan.n_units + (0 if self._turned is None else self._turned.n_groups)),
         )  # fmt: skip
         # Beside the arrays themselves, the search for a step that fails remembers them twice.
         copied = 3 * sum(array.nbytes for array in self._arrays)
         self._engine_bytes = copied + sum(
-            array.nbytes for array in (*self._tiles, *self._memory, self._layout[1], *self._work)
+            array.nbytes for array in (*self._tiles, *self._memory, self._layout[1], *self._skip, *self._work)
         )
 
     def run_epoch(
@@ -235,15 +213,36 @@ class MiniBatches:
         self._rows.draw_noise(self._generator, look)
 
     def _finite(self, record: NDArray[np.float64]) -> bool:
-        return bool(np.isfinite(record[:, :3]).all() and np.isfinite(self.theta).all())
+        # While W lies turned over, the parameters have an old one.
+        return bool(
+            np.isfinite(record[:, :3]).all() and np.isfinite(self._theta).all() and np.isfinite(self._skip[0]).all()
+        )
+
+    @property
+    def theta(self) -> NDArray[Any]:
+        """The parameters, in the network's dtype."""
+        self._settle()
+        return self._theta
+
+    def _settle(self) -> None:
+        """Bring theta and what the optimiser remembers up to date."""
+        if self._turned is not None:
+            self._turned.give_back(self._theta, self._moments)
 
     def _remember(self) -> tuple[Any, ...]:
+        self._settle()
         return (self.step, *(array.copy() for array in self._arrays))
 
     def _go_back(self, safe: tuple[Any, ...]) -> None:
         self.step = safe[0]
+        self._forget()
         for array, before in zip(self._arrays, safe[1:], strict=True):
             array[:] = before
+
+    def _forget(self) -> None:
+        """Say that parameters are about to be set."""
+        if self._turned is not None:
+            self._turned.forget()
 
     def _find_failure(self, safe: tuple[Any, ...], workers: int, look: Callable[[], None]) -> str:
         """Leave the parameters as before the first step since `safe` that fails, and say why it does.
@@ -307,11 +306,13 @@ class MiniBatches:
         record = np.zeros((count, 4))
         batch = (self._size, self._lanes)
         window = self._window
+        if self._turned is not None:
+            self._turned.take(self._theta, self._moments)
         rows = (window.X.ctypes.data, window.Y.ctypes.data, window.weights, window.elements)
         launch(
             steps.run_steps, self._network, rows, numbers, batch, self._tiles, self._memory, self._layout,
             self._output, self._penalties, (seeds, self._thresholds, self._factors), update, self._work,
-            np.zeros((workers + 1) * steps.PHASES * count, np.int64), _YIELD, record,
+            self._skip, np.zeros((workers + 1) * steps.PHASES * count, np.int64), _YIELD, record,
             workers=workers, serial=workers == 1,
         )  # fmt: skip
         self.step += count
@@ -338,6 +339,7 @@ class MiniBatches:
 
     def state(self) -> State:
         """Return all that it takes to go on from here, to the bit; good between epochs."""
+        self._settle()
         name = type(self._optimizer).__name__
         return {
             "optimizer": name,
@@ -371,6 +373,7 @@ class MiniBatches:
             self._generator.bit_generator.state = json.loads(reader.text("generator"))
         except (ValueError, TypeError, KeyError) as error:
             raise InvalidArgumentError(f"state['generator'] must be that of a PCG64 generator ({error})") from None
+        self._forget()
         for name, target in arrays.items():
             target[:] = found[name]
 

@@ -139,7 +139,7 @@ def _compare(owner: str, role: str, functions: Any, other: Any, point: Any, plac
 def _along(function: Any) -> Any:
     """Return a compiled scalar function as one of arrays."""
 
-    @kernel
+    @kernel(allocates=True)
     def along(t, v, y):
         out = np.empty(t.size)
         for i in range(t.size):

@@ -96,7 +96,7 @@ class Penalty(Plugin):
 def _loop(function: Any) -> Any:
     """Compile a scalar function as one of vectors."""
 
-    @kernel
+    @kernel(allocates=True)
     def loop(values):
         out = np.empty_like(values)
         for i in range(values.size):

@@ -25,6 +25,7 @@ from mlpkit import (
     Objective,
     RMSprop,
     minibatch,
+    pace,
 )
 from mlpkit.checkpoint import read_checkpoint
 from mlpkit.divergence import first_failure
@@ -172,7 +173,7 @@ def test_the_order_is_that_of_computation(place, value, expected):
 @pytest.mark.parametrize("size", [1, 7])
 def test_the_parameters_are_those_before_the_step_that_fails(size, seconds, dtype, monkeypatch):
     """However many steps are taken at a time, and wherever in them it lies."""
-    monkeypatch.setattr(minibatch, "_SLICE_SECONDS", seconds)
+    monkeypatch.setattr(pace, "_SLICE_SECONDS", seconds)
     optimizer = SGD(2.0, batch_size=size, max_epochs=200)
     net, other, more = (MLP([Input(5), Dense(2, "identity")], dtype=dtype, seed=0) for _ in range(3))
     result, _ = fails(net, optimizer)
@@ -199,7 +200,7 @@ def test_what_went_first_does_not_depend_on_the_moment(monkeypatch):
     labels = np.arange(60) % 3
     found = set()
     for seconds in (0.0, 0.001, 10.0):
-        monkeypatch.setattr(minibatch, "_SLICE_SECONDS", seconds)
+        monkeypatch.setattr(pace, "_SLICE_SECONDS", seconds)
         monkeypatch.setattr(minibatch, "_SECONDS_BETWEEN_COPIES", seconds / 10)
         net = MLP(layers, loss="cross_entropy", seed=0)
         optimizer = Adam(ExponentialSchedule(1e-3, 100.0), batch_size=4, rho_hat_momentum=0.9, max_epochs=150)

@@ -22,7 +22,7 @@ from mlpkit import (
     NewtonCG,
     Objective,
     TrustNCG,
-    minibatch,
+    pace,
 )
 from mlpkit.history import History
 
@@ -63,7 +63,7 @@ class Told(Callback):
 @pytest.mark.parametrize("seconds", [0.0, 10.0])
 def test_no_more_evaluations_than_allowed(name, seconds, monkeypatch):
     """However many steps are taken at once."""
-    monkeypatch.setattr(minibatch, "_SLICE_SECONDS", seconds)
+    monkeypatch.setattr(pace, "_SLICE_SECONDS", seconds)
     nets = []
     for budget in (1, 2, 7, 30):
         nets.append(network())
@@ -367,7 +367,7 @@ def test_an_epochs_record_is_the_mean_of_its_batches():
 def test_the_history_does_not_depend_on_how_many_steps_are_taken_at_once(monkeypatch):
     found = set()
     for seconds in (0.0, 1e-4, 10.0):
-        monkeypatch.setattr(minibatch, "_SLICE_SECONDS", seconds)
+        monkeypatch.setattr(pace, "_SLICE_SECONDS", seconds)
         net = network(everything=True)
         result = net.fit(np.tile(X, (5, 1)), np.tile(Y, (5, 1)), Adam(batch_size=1, max_epochs=2))
         found.add(fingerprint(net, result))

@@ -26,6 +26,7 @@ from mlpkit import (
     GradientDescent,
     Input,
     minibatch,
+    pace,
 )
 from mlpkit.checkpoint import read_checkpoint
 
@@ -239,7 +240,7 @@ class PressingRate:
 
 
 def test_in_the_middle_of_an_epoch(tmp_path, monkeypatch):
-    monkeypatch.setattr(minibatch, "_SLICE_SECONDS", 0.0)  # a step at a time
+    monkeypatch.setattr(pace, "_SLICE_SECONDS", 0.0)  # a step at a time
     X, Y = data()
     path = tmp_path / "run.h5"
     arguments = {"batch_size": 6, "max_epochs": 8}
@@ -261,7 +262,7 @@ def test_in_the_middle_of_an_epoch(tmp_path, monkeypatch):
 
 def test_in_the_middle_of_an_epoch_the_best_iteration_comes_back(monkeypatch):
     """The latest iteration was the best, and the steps after it are undone."""
-    monkeypatch.setattr(minibatch, "_SLICE_SECONDS", 0.0)
+    monkeypatch.setattr(pace, "_SLICE_SECONDS", 0.0)
     X, Y = data()
     net, other = network(), network()
     stop = EarlyStopping("cost")
@@ -312,7 +313,7 @@ def test_what_a_second_one_cuts_short_is_not_kept(monkeypatch):
         return True
 
     other.fit(X, Y, Adam(batch_size=10, max_epochs=3))
-    monkeypatch.setattr(minibatch, "_SLICE_SECONDS", 0.0)
+    monkeypatch.setattr(pace, "_SLICE_SECONDS", 0.0)
     monkeypatch.setattr(minibatch.MiniBatches, "_finite", cut_short)
     with pytest.raises(KeyboardInterrupt):
         net.fit(X, Y, Adam(batch_size=10))

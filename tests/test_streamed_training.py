@@ -15,7 +15,7 @@ from row_sources import FEW, Sliced, read_anew, saved
 from test_stochastic import examples, network, trained
 
 import mlpkit
-from mlpkit import SGD, Adam, BlockShuffle, Dense, GaussianNoise, Input, KLSparsity, minibatch
+from mlpkit import SGD, Adam, BlockShuffle, Dense, GaussianNoise, Input, KLSparsity, minibatch, pace
 from mlpkit.errors import DataFileError, InvalidArgumentError
 from mlpkit.schedules import ExponentialSchedule
 
@@ -66,7 +66,7 @@ def test_a_file_that_changes_under_a_run_is_an_error_and_the_last_state_is_kept(
 
 def test_a_file_that_changes_in_the_middle_of_an_epoch(streaming, tmp_path, monkeypatch):
     """No step sees a row that was read after the change."""
-    monkeypatch.setattr(minibatch, "_SLICE_SECONDS", 0.0)
+    monkeypatch.setattr(pace, "_SLICE_SECONDS", 0.0)
     X, Y = examples(3000)
     (path,) = saved(tmp_path, "npy", X=X)
     # With nothing shuffled, the rows of the later windows spoil what they touch.
@@ -147,7 +147,7 @@ def test_ctrl_c_does_not_wait_for_the_disk(streaming, terminal, seconds):
 @pytest.mark.parametrize("seconds", [0.0, 1.0])
 def test_what_diverges_is_found_among_the_rows_of_its_window(tmp_path, monkeypatch, seconds, streaming):
     """The last copy of the parameters may be long ago; windows are gone by then, so each begins with a copy."""
-    monkeypatch.setattr(minibatch, "_SLICE_SECONDS", seconds)
+    monkeypatch.setattr(pace, "_SLICE_SECONDS", seconds)
     monkeypatch.setattr(minibatch, "_SECONDS_BETWEEN_COPIES", 1e9)
     X, Y = examples(300)
     paths = saved(tmp_path, "npy", X=X, Y=Y)
@@ -193,7 +193,7 @@ def test_bad_numbers_are_found_before_training(tmp_path):
 
 def test_the_next_window_is_read_while_steps_are_taken_and_no_more(streaming, monkeypatch):
     """Steps of the first window wait until the second is being read, and see that the third is not."""
-    monkeypatch.setattr(minibatch, "_SLICE_SECONDS", 0.0)
+    monkeypatch.setattr(pace, "_SLICE_SECONDS", 0.0)
     X, Y = examples(300)
     streaming.rows = 50
     begun, furthest, seen = threading.Event(), [], []

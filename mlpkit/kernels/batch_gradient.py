@@ -25,21 +25,27 @@ from numpy.typing import NDArray
 from mlpkit.kernels.jit import REDUCTION, kernel
 from mlpkit.kernels.pointers import at, shift
 from mlpkit.kernels.simd import affine, affine_onto, register_lanes
+from mlpkit.kernels.skipping import lay_out_deltas, skips
 from mlpkit.kernels.strips import N_IN, N_OUT, NEXT, SEEN, TIED, B, W, delta_place, layer_place
 from mlpkit.kernels.transposes import copy_lanes, prefetch_lanes, transpose
 
-__all__ = ["LEFT", "RIGHT", "find_gradient_rows", "lay_out", "layout_places"]
+__all__ = ["LEFT", "RIGHT", "find_gradient_biases", "find_gradient_rows", "lay_out", "layout_places"]
 
 # Columns of `places`, in numbers from the start of `flat`: rows and stripes of the two factors of the gradient, delta
 # and what the layer sees or, where W is an earlier layer's transposed, the other way round; and rows of delta.
 LEFT, RIGHT, DELTA = range(3)
 
 
-def layout_places(plan: NDArray[np.int64], examples: int, stride: int, n_lanes: int) -> tuple[NDArray[Any], int]:
-    """Return the `places` of a network's layers, and how many numbers `flat` needs."""
+def layout_places(
+    plan: NDArray[np.int64], examples: int, stride: int, n_lanes: int, *, skipping: bool
+) -> tuple[NDArray[Any], int]:
+    """Return the `places` of a network's layers, and how many numbers `flat` needs.
+
+    skipping: the network's inputs are kept elsewhere, see skipping.py.
+    """
     places = np.zeros((len(plan), 3), np.int64)
     total = 0
-    for row, layer in zip(places, plan, strict=True):
+    for i, (row, layer) in enumerate(zip(places, plan, strict=True)):
         tied = layer[TIED] != 0
         for column, units in ((LEFT, layer[N_IN if tied else N_OUT]), (DELTA, layer[N_OUT] if tied else 0)):
             row[column] = total
@@ -48,7 +54,8 @@ def layout_places(plan: NDArray[np.int64], examples: int, stride: int, n_lanes: 
             row[DELTA] = row[LEFT]
         total = -(-total // n_lanes) * n_lanes
         row[RIGHT] = total
-        total += -(-layer[N_OUT if tied else N_IN] // n_lanes) * n_lanes * examples
+        if i > 0 or not skipping:
+            total += -(-layer[N_OUT if tied else N_IN] // n_lanes) * n_lanes * examples
     return places, int(total)
 
 
@@ -71,8 +78,10 @@ def _to_stripes(panel, units, stripes, examples, lanes, example, n_lanes):
 
 
 @kernel(inlined=True)
-def lay_out(network, layout, sections, example, n_lanes):
+def lay_out(network, layout, skip, sections, example, n_lanes):
     """Copy what a panel brings to the gradient's factors; the network's inputs are laid out as they are gathered."""
+    if skips(skip):
+        lay_out_deltas(network, skip, sections, example, n_lanes)
     plan = network[0]
     places, flats, stride, examples, lanes = layout
     flat = at(flats, 0)
@@ -109,9 +118,9 @@ def _ask_for(ahead, n_columns, column):
 
 @kernel(inlined=True)
 def find_gradient_rows(network, layer, begin, end, layout, count, ahead, block, gradient):
-    """Set rows begin to end - 1 of grad W^(l), and of grad b^(l), to the sums over a batch of `count` examples.
+    """Set rows begin to end - 1 of grad W^(l), unless W is an earlier layer's, to the sums over `count` examples.
 
-    block: room for these rows as stripes. Where W is an earlier layer's, the rows are those of the bias alone.
+    block: room for these rows as stripes.
     ahead: (X, pointer to numbers of examples, how many): rows to ask the memory for meanwhile.
     """
     plan, constants = network[0], network[3]
@@ -140,7 +149,15 @@ def find_gradient_rows(network, layer, begin, end, layout, count, ahead, block, 
             last = shift(block, (whole * rows + j) * n_lanes)
             for k in range(more):
                 g[whole * n_lanes + k] = last[k]
+
+
+@kernel(inlined=True)
+def find_gradient_biases(network, layer, begin, end, layout, count, gradient):
+    """Set numbers begin to end - 1 of grad b^(l), if there is one, to the sums over a batch of `count` examples."""
+    plan, constants = network[0], network[3]
+    places, flats, stride, _, _ = layout
     if plan[layer, B] >= 0:
         zero = constants[constants.size // 2]
         for j in range(begin, end):
-            gradient[plan[layer, B] + j] = _sum(shift(flat, places[layer, DELTA] + j * stride), count, zero)
+            delta = at(flats, places[layer, DELTA] + j * stride)
+            gradient[plan[layer, B] + j] = _sum(delta, count, zero)

@@ -11,6 +11,7 @@ from mlpkit.kernels.batch_gradient import RIGHT
 from mlpkit.kernels.jit import kernel
 from mlpkit.kernels.pointers import at, pointer, shift
 from mlpkit.kernels.simd import register_lanes
+from mlpkit.kernels.skipping import skips
 from mlpkit.kernels.strips import MASK, N_IN, N_OUT, layer_place
 from mlpkit.kernels.transposes import copy_lanes, transpose, transpose_rows
 
@@ -18,24 +19,24 @@ __all__ = ["prepare"]
 
 
 @kernel
-def _gather(rows, order, begin, stop, n_columns, panel, n_lanes):
-    """Copy the rows of numbers order[begin:stop] into a panel; lanes beyond `stop` repeat the last.
+def _gather(rows, order, begin, stop, n_columns, columns, stride, n_lanes):
+    """Copy the rows of numbers order[begin:stop] to lanes of columns `stride` apart; those beyond repeat the last.
 
-    rows: pointer to row-major rows; panel: (n_columns, LANES).
+    rows: pointer to row-major rows.
     """
-    side = register_lanes(panel)
+    side = register_lanes(columns)
     squares = n_columns // side * side
     for t in range(0, n_lanes, side):
         first = begin + t
         done = 0
         if first + side <= stop:
             for k in range(0, squares, side):
-                transpose_rows(shift(rows, k), at(order, first), n_columns, shift(panel, k * n_lanes + t), n_lanes)
+                transpose_rows(shift(rows, k), at(order, first), n_columns, shift(columns, k * stride + t), stride)
             done = squares
         for i in range(side):
             source = shift(rows, order[min(first + i, stop - 1)] * n_columns)
             for k in range(done, n_columns):
-                panel[k * n_lanes + t + i] = source[k]
+                columns[k * stride + t + i] = source[k]
 
 
 @kernel(inlined=True)
@@ -70,20 +71,24 @@ def _gather_inputs(rows, order, begin, stop, n_columns, layout, example, panel, 
 
 
 @kernel(inlined=True)
-def _gather_panel(network, rows, order, begin, stop, tiles, layout, example, n_lanes):
+def _gather_panel(network, rows, order, begin, stop, tiles, layout, skip, example, n_lanes):
     """Fill the tiles of a panel with the examples order[begin:stop]; lanes beyond get the weight 0."""
     plan, theta = network[0], network[2]
     X, Y, weights, elements = rows
     n_in, n_out = plan[0, N_IN], plan[plan.shape[0] - 1, N_OUT]
-    _gather_inputs(pointer(X, theta), order, begin, stop, n_in, layout, example, at(tiles[0], example * n_in), n_lanes)
+    if skips(skip):
+        _gather(pointer(X, theta), order, begin, stop, n_in, at(skip[4], example), layout[2], n_lanes)
+    else:
+        x = at(tiles[0], example * n_in)
+        _gather_inputs(pointer(X, theta), order, begin, stop, n_in, layout, example, x, n_lanes)
     if tiles[1].size > 0:
-        _gather(pointer(Y, theta), order, begin, stop, n_out, at(tiles[1], example * n_out), n_lanes)
+        _gather(pointer(Y, theta), order, begin, stop, n_out, at(tiles[1], example * n_out), n_lanes, n_lanes)
     w, numbers, given = at(tiles[2], example), at(order, begin), at(weights, 0)
     for i in range(n_lanes):
         w[i] = given[numbers[i]] if begin + i < stop else 0
     if elements.size > 0:
         e = at(tiles[3], example * n_out)
-        _gather(at(elements, 0), order, begin, stop, n_out, e, n_lanes)
+        _gather(at(elements, 0), order, begin, stop, n_out, e, n_lanes, n_lanes)
         for t in range(n_lanes):
             if begin + t >= stop:
                 for j in range(n_out):
@@ -133,8 +138,8 @@ def _draw_row(row, hashes, unit, threshold, factor, n_lanes):
 
 
 @kernel(inlined=True)
-def prepare(network, rows, order, begin, stop, tiles, layout, dropout, seed, sections, example, n_lanes, worker):
+def prepare(network, rows, order, begin, stop, tiles, layout, skip, dropout, seed, sections, example, n_lanes, worker):
     """Gather a panel, and draw its masks: examples order[begin:stop], `example` of the batch and on."""
-    _gather_panel(network, rows, order, begin, stop, tiles, layout, example, n_lanes)
+    _gather_panel(network, rows, order, begin, stop, tiles, layout, skip, example, n_lanes)
     if dropout[0].size > 0:
         _draw_masks(network, order, begin, stop, dropout, seed, tiles[4][worker], sections, n_lanes)

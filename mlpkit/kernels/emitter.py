@@ -54,6 +54,22 @@ class Emitter:
         instruction.align = self.bytes
         return instruction
 
+    def load_first(self, pointer, count):
+        """Load a register whose lanes from `count` on are 0, without reading what would be there."""
+        undefined = ir.Constant(ir.VectorType(I64, self.width), ir.Undefined)
+        first = self.builder.insert_element(undefined, count, ir.Constant(I32, 0))
+        counts = self.builder.shuffle_vector(first, undefined, vector_mask([0] * self.width))
+        lanes = ir.Constant(counts.type, list(range(self.width)))
+        mask = self.builder.icmp_signed("<", lanes, counts)
+        function = cgutils.get_or_insert_function(
+            self.builder.module,
+            ir.FunctionType(self.type, [self.type.as_pointer(), I32, mask.type, self.type]),
+            f"llvm.masked.load.v{self.width}f{8 * self.bytes}.p0",
+        )
+        place = self.builder.bitcast(pointer, self.type.as_pointer())
+        zeros = ir.Constant(self.type, [0.0] * self.width)
+        return self.builder.call(function, [place, ir.Constant(I32, self.bytes), mask, zeros])
+
     def store(self, value, pointer):
         """Store a register."""
         instruction = self.builder.store(value, self.builder.bitcast(pointer, value.type.as_pointer()))

@@ -235,7 +235,7 @@ def compile_body(plugin: Any, function: Callable[..., Any], role: str, kinds: st
     dtype : numpy.dtype
         Of the tiles.
     """
-    body = kernel(fastmath=ELEMENTWISE)
+    body = kernel(fastmath=ELEMENTWISE, allocates=True)
     compiled = body(function)
     if plugin.builtin:
         return compiled

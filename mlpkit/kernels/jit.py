@@ -76,11 +76,13 @@ def kernel(
     fastmath: frozenset[str] = frozenset(),
     cached: bool = False,
     inlined: bool = False,
+    allocates: bool = False,
 ) -> Any:
     """Compile a kernel with mlpkit's options; entry points from Python ask for ``cached=True``.
 
     Tuples of arrays travel as some hundred words on the stack. Where work is done in microseconds, that takes a good
-    part of it, and functions with one or two callers are `inlined`.
+    part of it, and functions with one or two callers are `inlined`. So does counting references to arrays: only entry
+    points do it, whose callers hold them, and what `allocates` some.
     """
 
     def decorate(function: Callable[..., Any]) -> Any:
@@ -88,9 +90,9 @@ def kernel(
             name = f"{function.__qualname__}_{'parallel' if parallel else 'serial'}"
             function = FunctionType(function.__code__, function.__globals__, name)
             function.__qualname__ = name
-        dispatcher: Any = numba.njit(
-            error_model="numpy", nogil=True, parallel=parallel, fastmath=set(fastmath) or False, forceinline=inlined
-        )(function)
+        options: dict[str, Any] = {"parallel": parallel, "fastmath": set(fastmath) or False, "forceinline": inlined}
+        options["_nrt"] = cached or allocates
+        dispatcher: Any = numba.njit(error_model="numpy", nogil=True, **options)(function)
         if cached:
             dispatcher._cache = _FingerprintedCache(function, function.__qualname__, notice=True)
         return dispatcher

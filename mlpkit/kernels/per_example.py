@@ -178,7 +178,7 @@ def _add_squares(network, x, sections, panel, products, squares, n_lanes):
             one = plan[one, NEXT]
 
 
-@kernel
+@kernel(allocates=True)
 def _norm_worker(network, tiling, packed, data, output, penalties, examples, squares, work, counter, worker):
     """Take strips of examples from the counter until none is left."""
     _, _, _, strip, n_lanes = tiling
@@ -192,7 +192,7 @@ def _norm_worker(network, tiling, packed, data, output, penalties, examples, squ
             break
         stop = min(begin + strip * n_lanes, examples.size)
         panels = _fetch(network, packed, data, examples, begin, stop, first, n_lanes)
-        through(network, False, output, penalties, data, first, sections, panels, n_lanes)
+        through(network, 0, output, penalties, data, first, sections, panels, n_lanes)
         for p in range(panels):
             _add_squares(network, x, sections, p, at(products, 0), at(squares, begin + p * n_lanes), n_lanes)
 
@@ -279,7 +279,7 @@ def _gradient_worker(network, tiling, packed, data, output, penalties, examples,
             break
         stop = min(begin + strip * n_lanes, examples.size)
         panels = _fetch(network, packed, data, examples, begin, stop, first, n_lanes)
-        through(network, False, output, penalties, data, first, sections, panels, n_lanes)
+        through(network, 0, output, penalties, data, first, sections, panels, n_lanes)
         for p in range(panels):
             _turn(network, x, sections, p, turned, n_lanes)
             for lane in range(min(n_lanes, stop - begin - p * n_lanes)):

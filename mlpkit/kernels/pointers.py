@@ -11,7 +11,6 @@ from numba.extending import intrinsic
 
 __all__ = [
     "at",
-    "borrow",
     "call_curvature",
     "call_elementwise",
     "call_losses",
@@ -34,31 +33,6 @@ def at(typingctx, array, index):
         return builder.gep(data, [arguments[1]])
 
     return types.CPointer(array.dtype)(array, types.intp), codegen
-
-
-def _borrowed(context, builder, kind, value):
-    if isinstance(kind, types.BaseTuple):
-        parts = (_borrowed(context, builder, t, builder.extract_value(value, i)) for i, t in enumerate(kind.types))
-        return context.make_tuple(builder, kind, tuple(parts))
-    if isinstance(kind, types.Array):
-        array = context.make_array(kind)(context, builder, value)
-        array.meminfo = ir.Constant(array.meminfo.type, None)
-        array.parent = ir.Constant(array.parent.type, None)
-        return array._getvalue()
-    return value
-
-
-@intrinsic
-def borrow(typingctx, values):
-    """Return arrays, in tuples of tuples, without an owner: no counting of references, which takes atomic operations.
-
-    The owners must outlive them.
-    """
-
-    def codegen(context, builder, signature, arguments):
-        return _borrowed(context, builder, signature.args[0], arguments[0])
-
-    return values(values), codegen
 
 
 @intrinsic

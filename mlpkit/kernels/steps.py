@@ -34,6 +34,7 @@ Arguments travel in groups, those of strips.py and:
               1 / (|B| mean(w)) of a full batch. All but kind in the network's dtype
     work      (gradient, losses, sums, means, squares): to work in; losses and sums have a row for each panel, means and
               squares a number for each unit, the latter also for each bias
+    skip      where most inputs are 0: the first layer turned over, see skipping.py; otherwise empty arrays
     threads   (tickets, yielding, n_workers): see phases.py; tickets for PHASES phases a step
 
 and all of them, in the order of the arguments of `run_steps`, as `job`.
@@ -44,12 +45,13 @@ from __future__ import annotations
 import numpy as np
 from numba import prange
 
-from mlpkit.kernels.batch_gradient import find_gradient_rows, lay_out
+from mlpkit.kernels.batch_gradient import find_gradient_biases, find_gradient_rows, lay_out
 from mlpkit.kernels.batches import prepare
 from mlpkit.kernels.jit import kernel
 from mlpkit.kernels.phases import finish, release, take, wait
-from mlpkit.kernels.pointers import at, borrow, call_penalty, pointer
+from mlpkit.kernels.pointers import at, call_penalty, pointer
 from mlpkit.kernels.simd import accumulate_sums, register_lanes
+from mlpkit.kernels.skipping import GROUP, find_skipping_gradient, first_layer, skips
 from mlpkit.kernels.strips import N_IN, N_OUT, SPARSE, TIED, A, B, U, W, forward_strip, layer_place, through
 from mlpkit.kernels.updates import ADAMW, clipping, finish_gradient, squared_norm, update_parameters, update_share
 
@@ -80,11 +82,15 @@ def _panel(job, begin, stop, number, n_panels, worker):
 
 @kernel(inlined=True)
 def _prepare(job, step, begin, stop, example, n_lanes, sections, worker):
-    """Gather a panel, and draw its masks."""
-    network, rows, order, tiles, layout, dropout = job[0], job[1], job[2], job[4], job[6], job[9]
+    """Gather a panel, and draw its masks; return the first layer that it has not been through."""
+    network, rows, order, tiles, layout, dropout, skip = job[0], job[1], job[2], job[4], job[6], job[9], job[12]
     seed = dropout[0][step] if dropout[0].size > 0 else 0
     start = begin + example
-    prepare(network, rows, order, start, stop, tiles, layout, dropout, seed, sections, example, n_lanes, worker)
+    prepare(network, rows, order, start, stop, tiles, layout, skip, dropout, seed, sections, example, n_lanes, worker)
+    if not skips(skip):
+        return 0
+    first_layer(network, skip, rows[0], order, start, stop, sections, n_lanes, worker)
+    return 1
 
 
 @kernel(inlined=True)
@@ -93,9 +99,9 @@ def _take_forward(job, step, begin, stop, number, n_panels, worker):
     network, tiles, sums = job[0], job[4], job[11][2]
     plan, n_kept = network[0], network[1]
     example, _, n_lanes, sections = _panel(job, begin, stop, number, n_panels, worker)
-    _prepare(job, step, begin, stop, example, n_lanes, sections, worker)
+    start = _prepare(job, step, begin, stop, example, n_lanes, sections, worker)
     x, w = at(tiles[0], example * plan[0, N_IN]), at(tiles[2], example)
-    forward_strip(network, 0, n_kept, x, sections, 1, n_lanes)
+    forward_strip(network, start, n_kept, x, sections, 1, n_lanes)
     sums[number] = 0
     for layer in range(n_kept):
         if plan[layer, SPARSE] != 0:
@@ -108,16 +114,14 @@ def _take_forward(job, step, begin, stop, number, n_panels, worker):
 def _take_through(job, step, begin, stop, number, n_panels, worker):
     """Take a panel of the batch forward and backward, and lay out what it brings to the gradient."""
     network, tiles, layout, output, penalties, losses = job[0], job[4], job[6], job[7], job[8], job[11][1]
-    n_kept = network[1]
+    start, skip = network[1], job[12]
     data = (tiles[0], tiles[1] if tiles[1].size > 0 else tiles[0], tiles[2], tiles[3])
     example, first, n_lanes, sections = _panel(job, begin, stop, number, n_panels, worker)
-    if n_kept == 0:
-        _prepare(job, step, begin, stop, example, n_lanes, sections, worker)
+    if start == 0:
+        start = _prepare(job, step, begin, stop, example, n_lanes, sections, worker)
     slopes = (penalties[0], penalties[1])
-    losses[number, 0], losses[number, 1] = through(
-        network, n_kept > 0, output, slopes, data, first, sections, 1, n_lanes
-    )
-    lay_out(network, layout, sections, example, n_lanes)
+    losses[number, 0], losses[number, 1] = through(network, start, output, slopes, data, first, sections, 1, n_lanes)
+    lay_out(network, layout, skip, sections, example, n_lanes)
 
 
 @kernel
@@ -171,7 +175,15 @@ def _group_rows(n_in):
 
 
 @kernel(inlined=True)
-def _n_blocks(plan, layer, n_workers):
+def _rows_and_groups(plan, layer, skip):
+    """Return how many rows a layer's gradient has, and how many of them go together."""
+    if layer == 0 and skips(skip):
+        return plan[0, N_IN], GROUP
+    return plan[layer, N_OUT], _group_rows(plan[layer, N_IN])
+
+
+@kernel(inlined=True)
+def _n_blocks(plan, layer, skip, n_workers):
     """Return into how many blocks of rows a layer's gradient is cut: of about equal work, three for each worker."""
     n_in, n_out = plan[layer, N_IN], plan[layer, N_OUT]
     if n_workers == 1 or plan[layer, TIED] != 0:
@@ -182,28 +194,31 @@ def _n_blocks(plan, layer, n_workers):
     n = (3 * n_workers * n_in * n_out + total // 2) // total
     if n >= n_workers:  # as many for each
         n = (n + n_workers - 1) // n_workers * n_workers
-    group = _group_rows(n_in)
-    return max(1, min(n, (n_out + group - 1) // group))
+    rows, group = _rows_and_groups(plan, layer, skip)
+    return max(1, min(n, (rows + group - 1) // group))
 
 
 @kernel(inlined=True)
-def _total_blocks(plan, n_workers):
+def _total_blocks(plan, skip, n_workers):
     total = 0
     for layer in range(plan.shape[0]):
-        total += _n_blocks(plan, layer, n_workers)
+        total += _n_blocks(plan, layer, skip, n_workers)
     return total
 
 
 @kernel(inlined=True)
 def _update_block(job, step, begin, stop, block, worker, n_workers):
     """Find a block of the gradient's rows, and update the parameters that belong to them unless that must wait."""
-    plan = job[0][0]
+    plan, skip = job[0][0], job[12]
     for layer in range(plan.shape[0]):
-        n = _n_blocks(plan, layer, n_workers)
+        n = _n_blocks(plan, layer, skip, n_workers)
         if block < n:
-            group, rows = _group_rows(plan[layer, N_IN]), plan[layer, N_OUT]
+            rows, group = _rows_and_groups(plan, layer, skip)
             groups = (rows + group - 1) // group
             row, end = block * groups // n * group, min((block + 1) * groups // n * group, rows)
+            if layer == 0 and skips(skip):
+                _update_inputs(job, step, begin, stop, row, end)
+                return
             while row < end:  # in parts of about equal size, so that none is thin
                 parts = (end - row + BLOCK_ROWS - 1) // BLOCK_ROWS
                 some = min(((end - row) // parts + group - 1) // group * group, end - row)
@@ -214,26 +229,38 @@ def _update_block(job, step, begin, stop, block, worker, n_workers):
 
 
 @kernel(inlined=True)
+def _scale_of(job, count):
+    """Return what the sums over a batch of `count` examples are multiplied by."""
+    size, scale = job[3][0], job[10][6]
+    return scale if count == size else job[11][0].dtype.type(scale * size / count)
+
+
+@kernel(inlined=True)
+def _following(job, start, stop, begin, end, rows):
+    """Return the share of the next batch's rows that belongs to these rows of the first layer's gradient."""
+    X, order, size = job[1][0], job[2], job[3][0]
+    following = min(size, order.size - stop)
+    here, there = stop + following * begin // rows, stop + following * end // rows
+    return pointer(X, job[0][2]), at(order, here), there - here
+
+
+@kernel(inlined=True)
 def _update_rows(job, step, start, stop, layer, begin, end, worker):
     """Find rows begin to end - 1 of a layer's gradient for the batch order[start:stop]; update what they belong to."""
-    network, order, memory, layout, update, work = job[0], job[2], job[5], job[6], job[10], job[11]
+    network, memory, layout, update, work = job[0], job[5], job[6], job[10], job[11]
     plan, theta = network[0], network[2]
-    size, count = job[3][0], stop - start
+    count = stop - start
     gradient, squares, blocks = work[0], work[4], memory[3]
-    kind, settings, decay, scale = update[0], update[1], update[5], update[6]
+    kind, settings, decay = update[0], update[1], update[5]
     zero, one = gradient.dtype.type(0), gradient.dtype.type(1)
-    if count < size:
-        scale = gradient.dtype.type(scale * size / count)
-    largest, n_units = settings[4], squares.size // 2
+    scale, largest, n_units = _scale_of(job, count), settings[4], work[3].size
     n_in = plan[layer, N_IN] if plan[layer, TIED] == 0 else 0
     w, b = plan[layer, W], plan[layer, B]
     block = at(blocks, worker * blocks.shape[1])
     # The next batch's share of these rows, while the processor is busy with this one's.
-    following = min(size, order.size - stop) if layer == 0 else 0
-    n_out = plan[layer, N_OUT]
-    here, there = stop + following * begin // n_out, stop + following * end // n_out
-    ahead = (pointer(job[1][0], theta), at(order, here), there - here)
+    ahead = _following(job, start, stop if layer == 0 else job[2].size, begin, end, plan[layer, N_OUT])
     find_gradient_rows(network, layer, begin, end, layout, count, ahead, block, at(gradient, 0))
+    find_gradient_biases(network, layer, begin, end, layout, count, at(gradient, 0))
     added = zero if kind == ADAMW else decay[layer]
     group = _group_rows(n_in)
     for j in range(begin, end, group):
@@ -247,6 +274,37 @@ def _update_rows(job, step, start, stop, layer, begin, end, worker):
             update_parameters(theta, gradient, b + begin, b + end, update, step, zero, one)
 
 
+@kernel
+def _update_inputs(job, step, start, stop, begin, end):
+    """Do the same for the weights of inputs begin to end - 1, and, with the first, for the biases of their layer."""
+    network, layout, update, work, skip = job[0], job[6], job[10], job[11], job[12]
+    plan, theta = network[0], network[2]
+    count = stop - start
+    gradient, squares = work[0], work[4]
+    W, gradients = skip[0], skip[1]
+    kind, settings, decay = update[0], update[1], update[5]
+    zero, one = gradient.dtype.type(0), gradient.dtype.type(1)
+    scale, largest, n_units, b = _scale_of(job, count), settings[4], work[3].size, plan[0, B]
+    added = zero if kind == ADAMW else decay[0]
+    n_in = plan[0, N_IN]
+    width = W.size // n_in
+    update_of_inputs = (kind, settings, update[2], skip[2], skip[3], decay, update[6])
+    for k in range(begin, end, GROUP):
+        last = min(k + GROUP, end)
+        ahead = _following(job, start, stop, k, last, n_in)
+        find_skipping_gradient(network, skip, layout[2], k, last, count, ahead)
+        here, there = k * width, last * width
+        squares[2 * n_units + k // GROUP] = finish_gradient(W, gradients, here, there, scale, added, largest)
+        if not settings[3] > 0:
+            update_parameters(W, gradients, here, there, update_of_inputs, step, decay[0], one)
+    if begin == 0 and b >= 0:
+        n_out = plan[0, N_OUT]
+        find_gradient_biases(network, 0, 0, n_out, layout, count, at(gradient, 0))
+        squares[n_units] = finish_gradient(theta, gradient, b, b + n_out, scale, zero, largest)
+        if not settings[3] > 0:
+            update_parameters(theta, gradient, b, b + n_out, update, step, zero, one)
+
+
 # Steps ---------------------------------------------------------------------------------------------------------
 
 
@@ -257,7 +315,7 @@ def _take_steps(job, record, threads, worker):
     size, n_lanes = batch
     _, losses, sums, means, squares = work
     tickets, yielding, n_workers = threads
-    n_blocks = _total_blocks(network[0], n_workers)
+    n_blocks = _total_blocks(network[0], job[12], n_workers)
     for step in range(record.shape[0]):
         begin = step * size
         stop = min(begin + size, order.size)
@@ -306,15 +364,15 @@ def _take_steps(job, record, threads, worker):
                 number = take(tickets, phase + 3, n_workers, worker, n_workers)
                 if number < 0:
                     break
-                update_share(network, update, step, work[0], factor, number, n_workers)
+                update_share(network, update, step, work[0], job[12], factor, number, n_workers)
                 if finish(tickets, phase + 3, n_workers, n_workers):
                     release(tickets, phase + 3, n_workers)
             wait(tickets, phase + 3, n_workers, n_workers, yielding)
 
 
 def _run_steps(
-    network, rows, order, batch, tiles, memory, layout, output, penalties, dropout, update, work, tickets, yielding,
-    record, n_workers,
+    network, rows, order, batch, tiles, memory, layout, output, penalties, dropout, update, work, skip, tickets,
+    yielding, record, n_workers,
 ):  # fmt: skip
     """Take a step for each batch of `order`.
 
@@ -322,8 +380,8 @@ def _run_steps(
     penalties on mean activations add to J, and the squared norm of its gradient.
     """
     for worker in prange(n_workers):
-        job = (network, rows, order, batch, tiles, memory, layout, output, penalties, dropout, update, work)
-        _take_steps(borrow(job), record, (tickets, yielding, n_workers), worker)
+        job = (network, rows, order, batch, tiles, memory, layout, output, penalties, dropout, update, work, skip)
+        _take_steps(job, record, (tickets, yielding, n_workers), worker)
 
 
 run_steps = (kernel(_run_steps, parallel=True, cached=True), kernel(_run_steps, cached=True))

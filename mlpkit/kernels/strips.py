@@ -33,6 +33,7 @@ from mlpkit.kernels.tiles import CHUNK
 
 __all__ = [
     "PLAN_COLUMNS",
+    "activate",
     "add_products",
     "add_rows",
     "add_signs",
@@ -78,6 +79,21 @@ def delta_place(network, layer, sections, n_lanes):
 
 
 @kernel(inlined=True)
+def activate(network, layer, sections, panels, n_lanes):
+    """Find a dense layer's a from its z, for one strip, and what the layer above sees of it."""
+    plan = network[0]
+    n_out = plan[layer, N_OUT]
+    z = layer_place(network, layer, Z, sections, n_lanes)
+    a = layer_place(network, layer, A, sections, n_lanes)
+    call_elementwise(plan[layer, FORWARD], z, a, a, n_out, panels, n_lanes)
+    if plan[layer, MASK] >= 0:
+        mask = layer_place(network, layer, MASK, sections, n_lanes)
+        seen = layer_place(network, layer, SEEN, sections, n_lanes)
+        for i in range(panels * n_out * n_lanes):
+            seen[i] = a[i] * mask[i]
+
+
+@kernel(inlined=True)
 def forward_strip(network, first, stop, x, sections, panels, n_lanes):
     """Equations (6) and (7) for one strip: dense layers first to stop - 1."""
     plan, theta, constants = network[0], network[2], network[3]
@@ -86,16 +102,10 @@ def forward_strip(network, first, stop, x, sections, panels, n_lanes):
         n_in, n_out = plan[layer, N_IN], plan[layer, N_OUT]
         below = x if layer == 0 else layer_place(network, layer - 1, SEEN, sections, n_lanes)
         z = layer_place(network, layer, Z, sections, n_lanes)
-        a = layer_place(network, layer, A, sections, n_lanes)
         bias = at(theta, plan[layer, B]) if plan[layer, B] >= 0 else zeros
         row, column = plan[layer, ROW], plan[layer, COLUMN]
         affine(at(theta, plan[layer, W]), row, column, n_out, n_in, bias, ones, 0, below, z, panels, n_lanes)
-        call_elementwise(plan[layer, FORWARD], z, a, a, n_out, panels, n_lanes)
-        if plan[layer, MASK] >= 0:
-            mask = layer_place(network, layer, MASK, sections, n_lanes)
-            seen = layer_place(network, layer, SEEN, sections, n_lanes)
-            for i in range(panels * n_out * n_lanes):
-                seen[i] = a[i] * mask[i]
+        activate(network, layer, sections, panels, n_lanes)
 
 
 @kernel(inlined=True)
@@ -185,15 +195,18 @@ def propagate(network, penalties, weights, sections, panels, n_lanes):
 
 
 @kernel(inlined=True)
-def through(network, keep, output, penalties, data, first, sections, panels, n_lanes):
-    """Take the strip from panel `first` on forward and backward; return its part of the weighted loss and L1 term."""
-    plan, n_kept = network[0], network[1]
+def through(network, start, output, penalties, data, first, sections, panels, n_lanes):
+    """Take the strip from panel `first` on forward and backward; return its part of the weighted loss and L1 term.
+
+    start: the first dense layer whose activations are not there yet.
+    """
+    plan = network[0]
     top = plan.shape[0] - 1
     n_out = plan[top, N_OUT]
     x = at(data[0], first * plan[0, N_IN] * n_lanes)
     y = at(data[1], first * n_out * n_lanes)
     w = at(data[2], first * n_lanes)
-    forward_strip(network, n_kept if keep else 0, top + 1, x, sections, panels, n_lanes)
+    forward_strip(network, start, top + 1, x, sections, panels, n_lanes)
     delta = delta_place(network, top, sections, n_lanes)
     z = layer_place(network, top, Z, sections, n_lanes)
     a = layer_place(network, top, A, sections, n_lanes)

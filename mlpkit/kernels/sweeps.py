@@ -107,7 +107,9 @@ def _piece_worker(network, tiling, part, memory, data, output, penalties, gradie
             span_section = (at(span, worker * span.shape[1]), strip, 0)
             scratch_section = (at(scratch, worker * scratch.shape[1]), strip, 0)
             sections = (kept_section, span_section, scratch_section)
-            more = through(network, keep, output, penalties, data, first, sections, panels, n_lanes)
+            more = through(
+                network, network[1] if keep else 0, output, penalties, data, first, sections, panels, n_lanes
+            )
             loss, l1 = loss + more[0], l1 + more[1]
             x = at(data[0], first * plan[0, N_IN] * n_lanes)
             for layer in range(plan.shape[0]):
@@ -159,7 +161,8 @@ def _strip_worker(network, tiling, begin, memory, data, output, penalties, losse
         scratch_section = (at(scratch, worker * scratch.shape[1]), strip, 0)
         sections = (kept_section, (at(span, 0), capacity, place), scratch_section)
         panels = min(strip, end - first)
-        more = through(network, keep, output, penalties, data, first, sections, panels, n_lanes)
+        resumed = network[1] if keep else 0
+        more = through(network, resumed, output, penalties, data, first, sections, panels, n_lanes)
         losses[first // strip, 0], losses[first // strip, 1] = more
 
 

@@ -57,7 +57,7 @@ def top_k_bodies(k: int) -> tuple[Callable[..., Any], Callable[..., Any], Callab
 
     # Each k needs symbols of its own; see `affine` in simd.py.
     select_largest.__name__ = select_largest.__qualname__ = f"select_largest_{k}"
-    select = kernel(select_largest, fastmath=ELEMENTWISE)
+    select = kernel(select_largest, fastmath=ELEMENTWISE, allocates=True)
 
     def forward(z, a):
         flat, out = z.reshape(-1), a.reshape(-1)

@@ -55,12 +55,18 @@ def finish_gradient(thetas, gradients, begin, end, scale, decay, largest):
 
 
 @kernel
-def update_share(network, update, step, gradient, factor, worker, n_workers):
+def update_share(network, update, step, gradient, skip, factor, worker, n_workers):
     """Update a worker's share of the parameters of each layer."""
     plan, theta = network[0], network[2]
-    decay = update[5]
+    kind, settings, rates, _, _, decay, scale = update
+    n = skip[0].size
+    turned = (kind, settings, rates, skip[2], skip[3], decay, scale)
+    begin, end = worker * n // n_workers, (worker + 1) * n // n_workers
+    update_parameters(skip[0], skip[1], begin, end, turned, step, decay[0], factor)
     for layer in range(plan.shape[0]):
         n = plan[layer, N_IN] * plan[layer, N_OUT] if plan[layer, TIED] == 0 else 0
+        if layer == 0 and skip[0].size > 0:
+            n = 0
         w = plan[layer, W]
         begin, end = w + worker * n // n_workers, w + (worker + 1) * n // n_workers
         update_parameters(theta, gradient, begin, end, update, step, decay[layer], factor)
