@@ -9,7 +9,7 @@ __all__ = ["Pace"]
 _SLICE_SECONDS = 0.05
 _TRIAL_SECONDS = 0.01
 _SLICES_BETWEEN_TRIALS = 20
-_FIRST_TRIES = 3  # a step in which code is loaded, one that says how long steps take, and a trial
+_FIRST_TRIES = 3  # one step in which code is loaded, one that says how long a step takes, and a trial
 
 
 class Pace:
@@ -33,10 +33,8 @@ class Pace:
     def next(self) -> tuple[int, int]:
         """Return a number of threads, and of steps."""
         choices = {1, min(get_num_threads(), self._most_workers)}
-        new = [workers for workers in choices if self._tries.get(workers, 0) < _FIRST_TRIES]
-        if new:
-            workers, seconds = max(new), _TRIAL_SECONDS
-        else:
+        workers, seconds = min(choices, key=lambda n: (self._tries.get(n, 0), -n)), _TRIAL_SECONDS
+        if self._tries.get(workers, 0) >= _FIRST_TRIES:
             workers, seconds = min(choices, key=self._seconds.__getitem__), _SLICE_SECONDS
             self._slices += 1
             if self._slices % _SLICES_BETWEEN_TRIALS == 0 and len(choices) > 1:

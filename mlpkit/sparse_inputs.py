@@ -47,7 +47,7 @@ def zeros_pay(data: Data, plan: Plan) -> bool:
     starts = np.unique(np.linspace(0, max(0, n - _PIECE_ROWS), _PIECES, dtype=int))
     pieces = [inputs.take(slice(start, min(start + _PIECE_ROWS, n))) for start in starts.tolist()]
     share = sum(np.count_nonzero(piece) for piece in pieces) / sum(piece.size for piece in pieces)
-    return _LOOK + _PRODUCT * vectors * share < vectors
+    return bool(_LOOK + _PRODUCT * vectors * share < vectors)
 
 
 class TurnedLayer:

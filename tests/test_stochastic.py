@@ -27,7 +27,7 @@ from mlpkit import (
     RMSprop,
     minibatch,
 )
-from mlpkit.minibatch import _Pace
+from mlpkit.pace import Pace
 
 THREADS = [n for n in (1, 2, 4) if n <= numba.config.NUMBA_NUM_THREADS]
 DTYPES = pytest.mark.parametrize("dtype", ["float64", "float32"])
@@ -79,7 +79,7 @@ def launches(monkeypatch):
         return launch(*arguments, workers=workers, serial=serial)
 
     monkeypatch.setattr(minibatch, "launch", watched)
-    monkeypatch.setattr(_Pace, "next", lambda self: (min(mlpkit.get_num_threads(), self._most_workers), found.steps))
+    monkeypatch.setattr(Pace, "next", lambda self: (min(mlpkit.get_num_threads(), self._most_workers), found.steps))
     return found
 
 
@@ -136,31 +136,6 @@ def test_a_batch_that_is_larger_than_the_data_is_all_of_them(dtype):
     net, (X, Y) = network(dtype=dtype), examples(43, dtype=dtype)
     one, two = (trained(net, X, Y, Adam(batch_size=size, max_epochs=3)) for size in (43, 10**9))
     assert one == two
-
-
-def test_the_pace_is_that_of_the_faster_number_of_threads(any_threads):
-    mlpkit.set_num_threads(2)
-    pace = _Pace(8)
-    assert pace.next() == (2, 1)
-    pace.took(2, 1, 0.01)
-    assert pace.next() == (1, 1)
-    pace.took(1, 1, 0.001)
-    tried = Counter()
-    for _ in range(100):
-        workers, steps = pace.next()
-        assert steps == {1: 50, 2: 5}[workers]
-        tried[workers] += 1
-        pace.took(workers, steps, steps * {1: 0.001, 2: 0.01}[workers])
-    assert tried == {1: 95, 2: 5}  # the slower one gets another chance now and then
-    pace.took(2, 1, 0.0001)
-    assert pace.next() == (2, 500)
-    pace.took(2, 1, 7.0)
-    pace.took(1, 1, 9.0)
-    assert pace.next() == (2, 1)
-    serial = _Pace(1)
-    assert serial.next() == (1, 1)
-    serial.took(1, 1, 0.01)
-    assert {serial.next() for _ in range(50)} == {(1, 5)}
 
 
 # Orders and seeds -------------------------------------------------------------------------------
