@@ -26,7 +26,7 @@ from mlpkit.kernels.batch_gradient import layout_places
 from mlpkit.kernels.jit import MOST_THREADS, launch
 from mlpkit.kernels.phases import yield_address
 from mlpkit.kernels.simd import BATCH_VECTORS, batch_lanes
-from mlpkit.kernels.tiles import aligned_empty
+from mlpkit.kernels.tiles import aligned_zeros
 from mlpkit.mlp import MLP
 from mlpkit.objective import Objective
 from mlpkit.optimizer_state import StateReader
@@ -118,8 +118,11 @@ class MiniBatches:
         masked = data.widths[2] > 0
         stripes = max(-(-block.n_in // lanes) for block in plan.blocks)
 
+        def zeros(n: int) -> NDArray[Any]:  # where units are few, a square of numbers is read all the same
+            return aligned_zeros(n, dtype, room=lanes * lanes)
+
         def panel(n: int) -> NDArray[Any]:
-            return _zeros(panels * lanes * n, dtype)
+            return zeros(panels * lanes * n)
 
         self._tiles = (
             panel(0 if self._skips else n_in), panel(0 if same else n_out), panel(1), panel(n_out if masked else 0),
@@ -127,13 +130,13 @@ class MiniBatches:
         )  # fmt: skip
         self._memory = (
             panel(max(1, plan.kept_rows)), panel(plan.span_rows),
-            _zeros(workers * plan.scratch_rows * lanes, dtype).reshape(workers, -1),
-            _zeros(workers * steps.BLOCK_ROWS * stripes * lanes, dtype).reshape(workers, -1),
+            zeros(workers * plan.scratch_rows * lanes).reshape(workers, -1),
+            zeros(workers * steps.BLOCK_ROWS * stripes * lanes).reshape(workers, -1),
         )  # fmt: skip
         self._network = (plan.rows(), plan.n_kept, self._theta, plan.constants())
         stride = panels * lanes + lanes // BATCH_VECTORS  # powers of two would crowd into a few lines of the cache
         places, length = layout_places(self._network[0], panels * lanes, stride, lanes, skipping=self._skips)
-        self._layout = (places, _zeros(length, dtype), stride, panels * lanes, lanes)
+        self._layout = (places, zeros(length), stride, panels * lanes, lanes)
         self._turned = None
         if self._skips:
             self._turned = TurnedLayer(plan, self._moments, stride, panels * lanes, lanes, workers)
@@ -376,14 +379,6 @@ class MiniBatches:
         self._forget()
         for name, target in arrays.items():
             target[:] = found[name]
-
-
-def _zeros(size: int, dtype: np.dtype[Any]) -> NDArray[Any]:
-    """Return zeros with room behind them for a square of numbers, which may be read where units are few."""
-    side = batch_lanes(dtype)
-    values = aligned_empty(size + side * side, dtype)
-    values[:] = 0
-    return values[:size]
 
 
 def _penalty_tables(plan: Plan) -> tuple[NDArray[np.int64], NDArray[np.float64]]:

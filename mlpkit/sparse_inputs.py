@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from mlpkit.data import Data
 from mlpkit.kernels.simd import BATCH_VECTORS, batch_lanes
 from mlpkit.kernels.skipping import GROUP, padded_width
-from mlpkit.kernels.tiles import aligned_empty
+from mlpkit.kernels.tiles import aligned_zeros
 from mlpkit.plan import Plan
 
 __all__ = ["TurnedLayer", "no_layer", "zeros_pay"]
@@ -78,10 +78,10 @@ class TurnedLayer:
         width = padded_width(first.n_out, _register_lanes(dtype))
 
         def rows(n: int) -> NDArray[Any]:
-            return _zeros(n * width, dtype)
+            return aligned_zeros(n * width, dtype)
 
         kept = [rows(first.n_in if moment.size else 0) for moment in moments]
-        inputs = _zeros(first.n_in * stride, dtype)
+        inputs = aligned_zeros(first.n_in * stride, dtype)
         sums = rows(workers * lanes).reshape(workers, -1)
         self.arrays = (rows(first.n_in), rows(first.n_in), *kept, inputs, rows(examples), sums)
         self.n_groups = -(-first.n_in // GROUP)
@@ -126,9 +126,3 @@ def no_layer(dtype: np.dtype[Any]) -> tuple[NDArray[Any], ...]:
 
 def _register_lanes(dtype: np.dtype[Any]) -> int:
     return batch_lanes(dtype) // BATCH_VECTORS
-
-
-def _zeros(size: int, dtype: np.dtype[Any]) -> NDArray[Any]:
-    values = aligned_empty(size, dtype)
-    values[:] = 0
-    return values

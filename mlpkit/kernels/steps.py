@@ -236,7 +236,7 @@ def _scale_of(job, count):
 
 
 @kernel(inlined=True)
-def _following(job, start, stop, begin, end, rows):
+def _following(job, stop, begin, end, rows):
     """Return the share of the next batch's rows that belongs to these rows of the first layer's gradient."""
     X, order, size = job[1][0], job[2], job[3][0]
     following = min(size, order.size - stop)
@@ -258,7 +258,7 @@ def _update_rows(job, step, start, stop, layer, begin, end, worker):
     w, b = plan[layer, W], plan[layer, B]
     block = at(blocks, worker * blocks.shape[1])
     # The next batch's share of these rows, while the processor is busy with this one's.
-    ahead = _following(job, start, stop if layer == 0 else job[2].size, begin, end, plan[layer, N_OUT])
+    ahead = _following(job, stop if layer == 0 else job[2].size, begin, end, plan[layer, N_OUT])
     find_gradient_rows(network, layer, begin, end, layout, count, ahead, block, at(gradient, 0))
     find_gradient_biases(network, layer, begin, end, layout, count, at(gradient, 0))
     added = zero if kind == ADAMW else decay[layer]
@@ -291,7 +291,7 @@ def _update_inputs(job, step, start, stop, begin, end):
     update_of_inputs = (kind, settings, update[2], skip[2], skip[3], decay, update[6])
     for k in range(begin, end, GROUP):
         last = min(k + GROUP, end)
-        ahead = _following(job, start, stop, k, last, n_in)
+        ahead = _following(job, stop, k, last, n_in)
         find_skipping_gradient(network, skip, layout[2], k, last, count, ahead)
         here, there = k * width, last * width
         squares[2 * n_units + k // GROUP] = finish_gradient(W, gradients, here, there, scale, added, largest)

@@ -27,7 +27,17 @@ from mlpkit.kernels.pointers import at, pointer, shift
 from mlpkit.kernels.simd import VECTORS
 from mlpkit.kernels.transposes import transpose
 
-__all__ = ["CHUNK", "Cut", "aligned_empty", "cut", "empty_panels", "pack", "pack_panels", "unpack_panels"]
+__all__ = [
+    "CHUNK",
+    "Cut",
+    "aligned_empty",
+    "aligned_zeros",
+    "cut",
+    "empty_panels",
+    "pack",
+    "pack_panels",
+    "unpack_panels",
+]
 
 # More panels at once than a first-level cache has ways (8 is usual) push one another out where their stride is a power
 # of two.
@@ -120,6 +130,13 @@ def aligned_empty(size: int, dtype: Any) -> NDArray[Any]:
     raw = np.empty(size * dtype.itemsize + 64, np.uint8)
     start = -raw.ctypes.data % 64
     return raw[start : start + size * dtype.itemsize].view(dtype)
+
+
+def aligned_zeros(size: int, dtype: Any, room: int = 0) -> NDArray[Any]:
+    """Return a vector of zeros that starts on a 64-byte boundary, with room behind it that may be read."""
+    values = aligned_empty(size + room, dtype)
+    values[:] = 0
+    return values[:size]
 
 
 class Cut(NamedTuple):
