@@ -358,10 +358,10 @@ def gradient_descent(network, theta, X, Y, alpha, n_steps, sample_weight=None):
     return theta
 
 
-def relative_error(g, r):
-    """Return ||g - r|| / (||g|| + ||r||), and 0 where both vanish."""
+def relative_error(g, r, least=0.0):
+    """Return ||g - r|| / (||g|| + ||r||), which counts as `least` where it is less, and 0 where all vanish."""
     g, r = np.asarray(g, np.float64).ravel(), np.asarray(r, np.float64).ravel()
-    scale = np.linalg.norm(g) + np.linalg.norm(r)
+    scale = max(np.linalg.norm(g) + np.linalg.norm(r), least)
     return float(np.linalg.norm(g - r) / scale) if scale > 0 else 0.0
 
 

@@ -38,7 +38,8 @@ def assert_equals_reference(case, dtype, **options):
     assert len(found_means) == len(expected_means)
     for a, b in zip(found_means, expected_means, strict=True):
         assert a.shape == b.shape
-        assert reference.relative_error(a, b) < TOLERANCE[dtype]
+        # activations are of order 1, but their means may cancel
+        assert reference.relative_error(a, b, least=0.1) < TOLERANCE[dtype]
 
 
 # The twin itself --------------------------------------------------------------------------------
