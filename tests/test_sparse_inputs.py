@@ -67,7 +67,7 @@ def assert_same_numbers(one, other):
 
 @pytest.mark.parametrize(
     ("share", "units", "expected"),
-    [(0.05, 100, True), (0.35, 100, True), (0.6, 100, False), (0.05, 3, False), (0.2, 1000, True), (1.0, 1000, False)],
+    [(0.05, 100, True), (0.35, 100, True), (0.6, 100, False), (0.05, 1, False), (0.2, 1000, True), (1.0, 1000, False)],
 )
 def test_zeros_are_skipped_where_there_are_many_and_units_enough(share, units, expected):
     rng = np.random.default_rng(0)
