@@ -98,14 +98,14 @@ class MiniBatches:
         self._running[-1] = -1.0 if optimizer.rho_hat_momentum is None else optimizer.rho_hat_momentum
         self._arrays = (self._theta, *self._moments, self._running)
         self._running_known = optimizer.rho_hat_momentum is None or not plan.sparse
-        self._skips = net.layers[0].noise is None and zeros_pay(data, plan)  # type: ignore[union-attr]
-        self._prepare(data)
+        clean = net.layers[0].noise is None  # type: ignore[union-attr]
+        self._prepare(data, clean, clean and zeros_pay(data, plan, self.steps_an_epoch))
         self._rows = choose_windows(data, net, optimizer, limit, self._engine_bytes)
         self._window: Window
         self._epoch_began = self._window_began = 0  # the steps taken by then
 
-    def _prepare(self, data: Data) -> None:
-        """Set up what the engine works with."""
+    def _prepare(self, data: Data, clean: bool, skips: bool) -> None:
+        """Set up what the engine works with: for inputs without noise, of which those that are 0 are skipped."""
         plan, dtype, size = self._plan, self._net.dtype, self._size
         lanes = self._lanes = batch_lanes(dtype)
         panels = -(-size // lanes)
@@ -114,7 +114,7 @@ class MiniBatches:
         self._pace = Pace(workers)
         n_in, n_out = plan.blocks[0].n_in, plan.blocks[-1].n_out
         # Where zeros are skipped, no panels of inputs are made, which are targets of an autoencoder otherwise.
-        same = not data.widths[1] and self._net.layers[0].noise is None and not self._skips  # type: ignore[union-attr]
+        same = not data.widths[1] and clean and not skips
         masked = data.widths[2] > 0
         stripes = max(-(-block.n_in // lanes) for block in plan.blocks)
 
@@ -125,7 +125,7 @@ class MiniBatches:
             return zeros(panels * lanes * n)
 
         self._tiles = (
-            panel(0 if self._skips else n_in), panel(0 if same else n_out), panel(1), panel(n_out if masked else 0),
+            panel(0 if skips else n_in), panel(0 if same else n_out), panel(1), panel(n_out if masked else 0),
             np.zeros((workers, lanes), np.uint32),
         )  # fmt: skip
         self._memory = (
@@ -135,10 +135,10 @@ class MiniBatches:
         )  # fmt: skip
         self._network = (plan.rows(), plan.n_kept, self._theta, plan.constants())
         stride = panels * lanes + lanes // BATCH_VECTORS  # powers of two would crowd into a few lines of the cache
-        places, length = layout_places(self._network[0], panels * lanes, stride, lanes, skipping=self._skips)
+        places, length = layout_places(self._network[0], panels * lanes, stride, lanes, skipping=skips)
         self._layout = (places, zeros(length), stride, panels * lanes, lanes)
         self._turned = None
-        if self._skips:
+        if skips:
             self._turned = TurnedLayer(plan, self._moments, stride, panels * lanes, lanes, workers)
         self._skip = no_layer(dtype) if self._turned is None else self._turned.arrays
         self._output = plan.output_address()

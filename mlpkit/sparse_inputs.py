@@ -21,14 +21,15 @@ from mlpkit.plan import Plan
 
 __all__ = ["TurnedLayer", "no_layer", "zeros_pay"]
 
-_PIECES, _PIECE_ROWS = 16, 64  # of the data, looked at to see how many inputs are 0
+_PIECES, _PIECE_ROWS = 16, 16  # of the data, looked at to see how many inputs are 0
 # In the time that a product takes for a register of units and one input, if none is skipped: to see whether an input is
 # 0, and a register for one that is not. From 784 inputs and 10 to 1000 units, of which 5 to 50 % were not 0.
 _LOOK, _PRODUCT = 1.5, 2.0
+_FEWEST_STEPS = 16  # in which copying the layer here and back, once an epoch at least, is made up for
 
 
-def zeros_pay(data: Data, plan: Plan) -> bool:
-    """Return whether to skip inputs that are 0.
+def zeros_pay(data: Data, plan: Plan, steps: int) -> bool:
+    """Return whether to skip inputs that are 0, with so many steps an epoch.
 
     Examples
     --------
@@ -36,13 +37,15 @@ def zeros_pay(data: Data, plan: Plan) -> bool:
     >>> net = MLP([Input(50), Dense(40, "relu"), Dense(2, "identity")])
     >>> plan = Plan(net.layers, net.dtype, 100, net.loss)
     >>> X = np.eye(50)
-    >>> zeros_pay(Data(net, X, X[:, :2]), plan), zeros_pay(Data(net, X + 1, X[:, :2]), plan)
+    >>> zeros_pay(Data(net, X, X[:, :2]), plan, 100), zeros_pay(Data(net, X + 1, X[:, :2]), plan, 100)
     (True, False)
     """
     first = plan.blocks[0]
     if first.owner is not None or any(block.owner == 0 for block in plan.blocks):
         return False
     vectors = -(-first.n_out // _register_lanes(plan.dtype))
+    if vectors <= _LOOK or steps < _FEWEST_STEPS:
+        return False
     inputs, n = data.columns()[0], data.n_rows
     starts = np.unique(np.linspace(0, max(0, n - _PIECE_ROWS), _PIECES, dtype=int))
     pieces = [inputs.take(slice(start, min(start + _PIECE_ROWS, n))) for start in starts.tolist()]

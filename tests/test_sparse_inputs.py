@@ -47,7 +47,7 @@ def thin(case, share, seed=1):
 
 def skipping(monkeypatch, whether):
     """Skip, or do not, whatever the inputs are."""
-    monkeypatch.setattr(minibatch, "zeros_pay", lambda data, plan: whether)
+    monkeypatch.setattr(minibatch, "zeros_pay", lambda *arguments: whether)
 
 
 def trained(case, optimizer, **options):
@@ -73,8 +73,15 @@ def test_zeros_are_skipped_where_there_are_many_and_units_enough(share, units, e
     rng = np.random.default_rng(0)
     X = rng.uniform(1.0, 2.0, (400, 60)) * (rng.random((400, 60)) < share)
     net = mlpkit.MLP([Input(60), Dense(units, "tanh"), Dense(2, "identity")])
-    batches = MiniBatches(net, Data(net, X, X[:, :2]), Adam())
+    batches = MiniBatches(net, Data(net, X, X[:, :2]), Adam(batch_size=20))
     assert (batches._turned is not None) == expected
+
+
+@pytest.mark.parametrize(("n", "expected"), [(150, False), (151, True)])
+def test_zeros_are_not_skipped_where_copying_takes_longer_than_the_steps(n, expected):
+    X = np.eye(n)
+    net = mlpkit.MLP([Input(n), Dense(100, "tanh"), Dense(2, "identity")])
+    assert (MiniBatches(net, Data(net, X, X[:, :2]), Adam(batch_size=10))._turned is not None) == expected
 
 
 def test_zeros_are_not_skipped_in_weights_that_are_shared_or_inputs_with_noise():
@@ -84,17 +91,19 @@ def test_zeros_are_not_skipped_in_weights_that_are_shared_or_inputs_with_noise()
         "tied": mlpkit.MLP([Input(50), Dense(90, "tanh"), Dense(50, "identity", tied_to=1)]),
         "noise": mlpkit.MLP([Input(50, noise=GaussianNoise(0.1)), Dense(90, "tanh"), Dense(50, "identity")]),
     }
-    assert [kind for kind, net in nets.items() if MiniBatches(net, Data(net, X, X), Adam())._turned] == [True]
+    assert [kind for kind, net in nets.items() if MiniBatches(net, Data(net, X, X), Adam(batch_size=3))._turned] == [
+        True
+    ]
 
 
 def test_the_data_are_looked_at_everywhere(monkeypatch):
     seen = []
-    monkeypatch.setattr(minibatch, "zeros_pay", lambda data, plan: seen.append(zeros_pay(data, plan)) or False)
+    monkeypatch.setattr(minibatch, "zeros_pay", lambda *given: seen.append(zeros_pay(*given)) or False)
     X = np.zeros((5000, 60))
     X[1000:] = 1.0
     net = mlpkit.MLP([Input(60), Dense(100, "tanh"), Dense(2, "identity")])
     for rows in (X, X[:1500]):
-        MiniBatches(net, Data(net, rows, rows[:, :2]), Adam())
+        MiniBatches(net, Data(net, rows, rows[:, :2]), Adam(batch_size=50))
     assert seen == [False, True]
 
 
@@ -177,11 +186,25 @@ def test_an_autoencoder_has_its_inputs_as_targets():
     X = np.abs(sparse_case("deep").X)
     net = mlpkit.MLP([Input(70), Dense(45, "sigmoid"), Dense(70, "sigmoid")], weight_decay=0.01, seed=3)
     description = reference.describe(net)
-    optimizer = Adam(0.03, batch_size=20, max_epochs=2)
+    optimizer = Adam(0.03, batch_size=5, max_epochs=2)
     assert MiniBatches(net, Data(net, X, X), optimizer)._turned is not None
     twin = reference_steps.Training(net, X, X, None, optimizer)
     net.fit(X, X, optimizer)
     assert max(reference.layer_errors(description, net.theta, twin.run(2))) < 1e-12
+
+
+def test_weights_of_inputs_that_are_0_are_not_looked_at(monkeypatch):
+    case = sparse_case("deep")
+    case.X[:, ::7] = 0.0
+    case.net.weights[0][:, ::7] = np.inf
+    losses = []
+    for whether in (True, False):
+        skipping(monkeypatch, whether)
+        batches = MiniBatches(case.net, Data(case.net, case.X, case.Y), mlpkit.SGD(batch_size=83))
+        (batches._window,) = batches._rows.windows(np.random.default_rng(0), lambda: None)
+        losses.append(batches._advance(1, 1)[0][0, 0])
+    assert np.isfinite(losses[0])
+    assert np.isnan(losses[1])
 
 
 def test_no_number_beyond_the_inputs_is_read():
@@ -199,10 +222,10 @@ def test_no_number_beyond_the_inputs_is_read():
             X = whole[: 2 * mmap.PAGESIZE // 8][-37 * 20 :].reshape(20, 37)
             X[:, ::5] = 1.0
             net = mlpkit.MLP([Input(37), Dense(60, "tanh"), Dense(2, "identity")])
-            batches = MiniBatches(net, Data(net, X, X[:, :2].copy()), Adam(batch_size=7))
+            batches = MiniBatches(net, Data(net, X, X[:, :2].copy()), Adam(batch_size=1))
             assert batches._turned is not None
             assert np.shares_memory(batches._rows._rows.X, X), "rows are not copied"
-            assert sum(part.n_steps for part in batches.run_epoch()) == 3
+            assert sum(part.n_steps for part in batches.run_epoch()) == 20
         finally:
             libc.mprotect(ctypes.c_void_p(address), ctypes.c_size_t(mmap.PAGESIZE), 3)
         del X, whole, batches
@@ -213,7 +236,7 @@ def test_files_that_are_read_anew_give_the_same_numbers(tmp_path, shuffle, monke
     read_anew(monkeypatch)
     X, Y = (np.ascontiguousarray(values) for values in (sparse_case("deep", m=300).X, sparse_case("deep", m=300).Y))
     paths = saved(tmp_path, "npy", X=X, Y=Y)
-    optimizer = Adam(0.02, batch_size=47, max_epochs=3, shuffle=shuffle)
+    optimizer = Adam(0.02, batch_size=17, max_epochs=3, shuffle=shuffle)
     nets = [mlpkit.MLP(LAYERS["deep"], loss="cross_entropy", seed=0) for _ in range(2)]
     for net, data in zip(nets, ((X, Y), paths), strict=True):
         assert MiniBatches(net, Data(net, *data), optimizer)._turned is not None
@@ -227,8 +250,8 @@ def test_files_that_are_read_anew_give_the_same_numbers(tmp_path, shuffle, monke
 @pytest.mark.parametrize("rule", RULES)
 def test_resuming_is_as_if_nothing_had_happened(tmp_path, rule):
     case = sparse_case("deep")
-    assert MiniBatches(case.net, Data(case.net, case.X, case.Y), Adam())._turned is not None
-    optimizer = replace(RULES[rule], batch_size=20, max_epochs=6, clip_norm=1.0)
+    optimizer = replace(RULES[rule], batch_size=5, max_epochs=6, clip_norm=1.0)
+    assert MiniBatches(case.net, Data(case.net, case.X, case.Y), optimizer)._turned is not None
     expected = trained(case, optimizer)
     checkpoint = tmp_path / "run.h5"
     trained(case, replace(optimizer, max_epochs=2), checkpoint=checkpoint)
@@ -239,8 +262,9 @@ def test_resuming_is_as_if_nothing_had_happened(tmp_path, rule):
 def test_a_state_may_be_taken_and_put_back_at_any_time(seconds, monkeypatch):
     monkeypatch.setattr(pace, "_SLICE_SECONDS", seconds)
     case = sparse_case("deep")
-    optimizer = Adam(0.02, batch_size=20)
+    optimizer = Adam(0.02, batch_size=5)
     batches, other = (MiniBatches(case.net, Data(case.net, case.X, case.Y), optimizer) for _ in range(2))
+    assert batches._turned is not None
     list(batches.run_epoch())
     state = batches.state()
     list(batches.run_epoch())
@@ -267,3 +291,17 @@ def test_the_parameters_are_those_before_the_step_that_fails(seconds, monkeypatc
         assert np.isfinite(net.theta).all()
         found.append((net.theta.tobytes(), result.reason))
     assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("whether", [True, False])
+def test_weights_that_alone_become_infinite_are_seen_at_once(whether, monkeypatch):
+    monkeypatch.setattr(pace, "_SLICE_SECONDS", 0.0)
+    skipping(monkeypatch, whether)
+    case = sparse_case("deep")
+    case.X[:, 3] = 1e300
+    case.net.weights[0][:, 3] = 0.0
+    batches = MiniBatches(case.net, Data(case.net, case.X, case.Y), mlpkit.SGD(1e30, batch_size=20))
+    (part,) = batches.run_epoch()
+    assert part.failure is not None
+    assert batches.step == 0
+    np.testing.assert_array_equal(batches.theta, case.net.theta)
