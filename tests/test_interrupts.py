@@ -93,8 +93,12 @@ def wide():
 
 @pytest.fixture(scope="module")
 def many():
-    """Data of which one evaluation takes it about a second on two cores."""
-    return np.random.default_rng(0).uniform(0.1, 0.9, (10_000, 64)).astype("float32")
+    """Data of which one evaluation takes it about a second on two cores; its kernels are compiled when tests begin."""
+    X = np.random.default_rng(0).uniform(0.1, 0.9, (10_000, 64)).astype("float32")
+    some = X[:2000]
+    wide().fit(some, some, GradientDescent(1e-3, 1))
+    wide().fit(some[:64], some[:64], SGD(0.01, batch_size=64, max_epochs=3), validation=(some, some), metrics=["r2"])
+    return X
 
 
 # ------------------------------------------------------------------------------------------------------ at once
