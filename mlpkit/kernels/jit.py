@@ -81,8 +81,8 @@ def kernel(
     """Compile a kernel with mlpkit's options; entry points from Python ask for ``cached=True``.
 
     Tuples of arrays travel as some hundred words on the stack. Where work is done in microseconds, that takes a good
-    part of it, and functions with one or two callers are `inlined`. So does counting references to arrays: only entry
-    points do it, whose callers hold them, and what `allocates` some.
+    part of it, and functions with one or two callers are `inlined`. Counting references to arrays takes as much: that
+    do only entry points, which hold all arrays meanwhile, and what `allocates` some.
     """
 
     def decorate(function: Callable[..., Any]) -> Any:
